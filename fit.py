@@ -1,0 +1,80 @@
+"""One training loop for every part: policy, simulator and reflector all answer `loss, metrics = part(batch)`."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long and how fast a part is trained."""
+
+    steps: int = 1500
+    batch: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: int = 50  # steps of linear warm-up; a cosine to a twentieth of the rate follows
+    ema: float = 0.0  # decay of the averaged weights that are kept in the end; 0 keeps the last weights
+    bf16: bool = False  # autocast to bfloat16 where the processor has it
+
+
+def fit(
+    part: nn.Module,
+    sample: Callable[[int], dict[str, torch.Tensor]],
+    config: FitConfig,
+    on_step: Callable[[int, float, dict], None] | None = None,
+) -> dict[str, float]:
+    """Train `part` in place with AdamW on `sample(step)` batches; returns the mean metrics of the last tenth.
+
+    Raises FloatingPointError as soon as a loss is not finite.
+    """
+    parameters = [p for p in part.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+
+    def rate(step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, config.warmup))
+        return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    average = copy.deepcopy(part) if config.ema else None
+    tail: list[dict] = []
+    part.train()
+    started = time.time()
+    for step in range(config.steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            loss, metrics = part(sample(step))
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{type(part).__name__}: loss is {loss.item()} at step {step}; lower the learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if average is not None:
+            _average(average, part, min(config.ema, (step + 1) / (step + 10)))
+        metrics = {"loss": loss.item(), **metrics}
+        if step >= config.steps * 9 // 10:
+            tail.append(metrics)
+        if on_step is not None:
+            on_step(step, loss.item(), metrics)
+    if average is not None:
+        part.load_state_dict(average.state_dict())
+    part.eval()
+    result = {name: sum(m[name] for m in tail) / len(tail) for name in tail[0]}
+    return result | {"seconds": time.time() - started}
+
+
+@torch.no_grad()
+def _average(average: nn.Module, part: nn.Module, decay: float) -> None:
+    # theta_ema <- decay * theta_ema + (1 - decay) * theta
+    for slow, fast in zip(average.parameters(), part.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+    for slow, fast in zip(average.buffers(), part.buffers(), strict=True):
+        slow.copy_(fast)
