@@ -1,0 +1,254 @@
+"""The world simulator: a video diffusion model that imagines the next frame from memory and action.
+
+Paper's section: "World simulator" (a diffusion U-Net with an action map, a memory of past frames, and features of a
+reference image by cross-attention).
+
+    memory: frames t, t-1, t/2, 0 --fold--.
+    action map of s_t and s_{t+1} --fold--+--> U-Net --> x_0 = (o_{t+1} - o_t), the change --> o_{t+1}
+    noise x_tau -----------------------fold'     ^  ^
+                                                 |  '-- action chunk, state (added to the time embedding)
+    reference image (frame 0) --> encoder --> tokens (cross-attention at two resolutions)
+
+Symbols: o frame, s state, a chunk, tau diffusion time, F fold (F x F pixels become channels), M memory frames.
+
+# DEVIATION: the paper fine-tunes a pretrained latent video diffusion model (EVAC); the small preset trains a U-Net of
+#   diffusers from scratch on folded pixels; because no checkpoint fits on a laptop's CPU, and folding is lossless.
+# DEVIATION: the paper's reference features are VGGT and CLIP; the small preset learns a small encoder for them, behind the
+#   same argument (`reference_tokens`).
+# DEVIATION: forward kinematics is fitted by least squares instead of taken from a robot model; because Meta-World moves the
+#   hand by a mocap weld, whose lag no URDF describes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tasks import ACTION_DIM, STATE_DIM, Camera
+
+MEMORY = 4  # M: the current frame, the one before, the one half-way back, and the first
+
+
+@dataclass(frozen=True)
+class SimulatorConfig:
+    """Architecture of the small preset."""
+
+    size: int = 64  # pixels
+    chunk: int = 4  # K
+    fold: int = 4  # F x F pixels are folded into channels: the U-Net works on size/F [measured here]
+    channels: tuple[int, ...] = (96, 128, 160)  # of the U-Net at size/F, size/2F, size/4F
+    sampling_steps: int = 1  # denoising steps per frame, 1-4; one is as good as three by PSNR [measured here]
+    change_scale: float = 4.0  # the change between frames is multiplied by this, so that its spread is near 1
+    moving_weight: float = 10.0  # extra weight of pixels that change by more than 5 % of the range
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.sampling_steps <= 50:
+            raise ValueError(f"SimulatorConfig.sampling_steps: got {self.sampling_steps}, expected 1 to 50")
+        if self.size % (4 * self.fold):
+            raise ValueError(f"SimulatorConfig: size {self.size} is not a multiple of 4 * fold = {4 * self.fold}")
+
+
+class ReferenceEncoder(nn.Module):
+    """Reference image (B, 3, H, W) -> (B, (H/8)(W/8), 64) tokens: what is where in the scene at the start."""
+
+    dim = 64
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(3, 32, 4, 4), nn.SiLU(), nn.Conv2d(32, self.dim, 3, 2, padding=1), nn.SiLU(),
+            nn.Conv2d(self.dim, self.dim, 3, 1, padding=1),
+        )  # fmt: skip
+        self.position = nn.Parameter(0.02 * torch.randn(1, (size // 8) ** 2, self.dim))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.convs(image).flatten(2).transpose(1, 2) + self.position
+
+
+class Simulator(nn.Module):
+    """The world simulator. `loss, metrics = simulator(batch)` trains it; `next_frame` and `next_state` imagine."""
+
+    def __init__(self, config: SimulatorConfig, camera: Camera):
+        super().__init__()
+        from diffusers import DDIMScheduler, UNet2DConditionModel
+
+        self.config, self.camera = config, camera
+        frame_channels = 3 * config.fold**2
+        # Folded: noisy change (3), M memory frames (3 each), action map (3).
+        self.unet = UNet2DConditionModel(
+            sample_size=config.size // config.fold,
+            in_channels=frame_channels * (1 + MEMORY + 1),
+            out_channels=frame_channels,
+            block_out_channels=config.channels,
+            down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(config.channels) - 1),
+            up_block_types=("CrossAttnUpBlock2D",) * (len(config.channels) - 1) + ("UpBlock2D",),
+            layers_per_block=1,
+            attention_head_dim=32,
+            norm_num_groups=16,
+            cross_attention_dim=ReferenceEncoder.dim,
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=config.chunk * ACTION_DIM + 2 * STATE_DIM,
+        )
+        self.reference = ReferenceEncoder(config.size)
+        # One scheduler trains (add_noise) and samples (DDIM). The network predicts x_0 itself, so that a single step from
+        # pure noise is already the best guess of the next frame. "trailing": the first step is at the noisiest time.
+        self.scheduler = DDIMScheduler(
+            num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample",
+            timestep_spacing="trailing", clip_sample=False, rescale_betas_zero_snr=True,
+        )  # fmt: skip
+        # Linear kinematics s_{t+1} = W^T [s_t, a_t, 1], fitted by `fit_kinematics`.
+        self.register_buffer("kinematics", torch.zeros(STATE_DIM + config.chunk * ACTION_DIM + 1, STATE_DIM))
+        self.register_buffer("state_low", torch.full((STATE_DIM,), -2.0))
+        self.register_buffer("state_high", torch.full((STATE_DIM,), 2.0))
+
+    # -- kinematics
+
+    def fit_kinematics(self, episodes) -> float:
+        """Least squares on (state, chunk) -> next state; returns the mean position error in millimetres.
+
+        W = argmin sum || s_{t+1} - W^T [s_t, a_t, 1] ||^2
+        """
+        inputs = np.concatenate([_kinematic_inputs(e.state[:-1], e.action) for e in episodes])
+        targets = np.concatenate([e.state[1:] for e in episodes])
+        weights, *_ = np.linalg.lstsq(inputs, targets, rcond=None)
+        self.kinematics.copy_(torch.from_numpy(weights.astype(np.float32)))
+        self.state_low.copy_(torch.from_numpy(targets.min(0)))
+        self.state_high.copy_(torch.from_numpy(targets.max(0)))
+        error = (inputs @ weights - targets)[:, :3]
+        return float(1000 * np.linalg.norm(error, axis=1).mean())
+
+    def next_state(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """(B, S), (B, K, A) -> (B, S), kept inside the range of states that were ever seen."""
+        ones = torch.ones(len(state), 1, dtype=state.dtype)
+        predicted = torch.cat([state, action.flatten(1), ones], dim=1) @ self.kinematics
+        return predicted.clamp(self.state_low, self.state_high)
+
+    # -- conditions
+
+    def action_map(self, state: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
+        """Markers of the current and next hand position on black, (B, 3, H, W) float in [0, 1].
+
+        Each pose is projected through the camera and drawn as exp(-d^2 / (2 sigma^2)), sigma = 2 pixels at 64.
+        Channels: current position; next position; next position times the gripper's opening.
+        """
+        size = self.config.size
+        sigma = 2.0 * size / 64
+        grid = torch.arange(size, dtype=torch.float32) + 0.5  # pixel centres
+        maps = []
+        for pose in (state, next_state):
+            pixel = torch.from_numpy(self.camera.project(pose[:, :3].numpy()))  # (B, 2) column, row
+            across = torch.exp(-((grid[None] - pixel[:, :1]) ** 2) / (2 * sigma**2))  # (B, W)
+            down = torch.exp(-((grid[None] - pixel[:, 1:]) ** 2) / (2 * sigma**2))  # (B, H)
+            maps.append(down[:, :, None] * across[:, None, :])
+        opening = next_state[:, 3].clamp(0, 1)[:, None, None]
+        return torch.stack([maps[0], maps[1], maps[1] * opening], dim=1)
+
+    def _denoise(self, noisy, time, memory, state, next_state, action, tokens) -> torch.Tensor:
+        """The U-Net: folded noisy change (B, 3FF, h, w) at time (B,) -> folded x_0 of the same shape."""
+        fold = self.config.fold
+        drawn = self.action_map(state, next_state)
+        b, m, c, h, w = memory.shape
+        condition = F.pixel_unshuffle(torch.cat([memory.reshape(b, m * c, h, w), drawn], dim=1), fold)
+        vector = torch.cat([action.flatten(1), state, next_state], dim=1)
+        return self.unet(
+            torch.cat([noisy, condition], dim=1), time, encoder_hidden_states=tokens, class_labels=vector
+        ).sample
+
+    def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
+        """First frame (B, 3, H, W) float -> cross-attention tokens (B, tokens, 64); computed once per episode."""
+        return self.reference(first)
+
+    # -- training
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Denoising loss on {"memory" (B,M,H,W,3) uint8, "next" (B,H,W,3) uint8, "state", "next_state", "action"}.
+
+            x_0 = c * (o_{t+1} - o_t),   x_tau = sqrt(abar_tau) x_0 + sqrt(1 - abar_tau) eps
+            loss = mean( w * (x_0 - f(x_tau, tau, conditions))^2 ),   w = 1 + moving_weight where |o_{t+1} - o_t| > 5 %
+        """
+        memory, following = _to_float(batch["memory"]), _to_float(batch["next"])
+        change = following - memory[:, 0]
+        target = F.pixel_unshuffle(self.config.change_scale * change, self.config.fold)
+        # Half of the batch at the noisiest time, where one-step sampling lives; the rest anywhere.
+        b = len(target)
+        time = torch.randint(0, 1000, (b,))
+        time[: b // 2] = 999
+        noise = torch.randn_like(target)
+        noisy = self.scheduler.add_noise(target, noise, time)
+        if self.training:  # imagined memories are never perfect: train on slightly wrong ones
+            memory = memory + 0.02 * torch.randn_like(memory) * torch.rand(b, 1, 1, 1, 1)
+        tokens = self.reference_tokens(memory[:, -1])
+        predicted = self._denoise(
+            noisy, time, memory, batch["state"], batch["next_state"], batch["action"], tokens
+        )
+        moving = F.pixel_unshuffle((change.abs().amax(1, keepdim=True) > 0.05).float().expand_as(change), self.config.fold)
+        weight = 1 + self.config.moving_weight * moving
+        loss = (weight * (predicted.float() - target) ** 2).mean()
+        return loss, {}
+
+    # -- imagination
+
+    @torch.no_grad()
+    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None) -> torch.Tensor:
+        """Imagine o_{t+1}.
+
+        memory: (B, M, H, W, 3) uint8, newest first (see `memory_indices`); state, next_state: (B, S); action: (B, K, A).
+        Returns (B, H, W, 3) uint8. With one sampling step the noise is drawn but hardly matters.
+        """
+        memory = _to_float(memory)
+        if tokens is None:
+            tokens = self.reference_tokens(memory[:, -1])
+        b, side = len(memory), self.config.size // self.config.fold
+        x = torch.randn((b, 3 * self.config.fold**2, side, side), generator=generator)
+        self.scheduler.set_timesteps(self.config.sampling_steps)
+        for time in self.scheduler.timesteps:
+            predicted = self._denoise(x, time, memory, state, next_state, action, tokens).float()
+            x = self.scheduler.step(predicted, time, x).prev_sample
+        change = F.pixel_shuffle(x, self.config.fold) / self.config.change_scale
+        frame = (memory[:, 0] + change + 0.5).clamp(0, 1)
+        return (frame * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    def description(self) -> dict:
+        """What a checkpoint needs to build this again."""
+        return {"config": asdict(self.config), "camera": asdict(self.camera)}
+
+
+def memory_indices(t: int) -> list[int]:
+    """Frames of the history that are remembered at time t: newest first, the first frame last (paper: "Memory")."""
+    return [t, max(t - 1, 0), t // 2, 0]
+
+
+def _to_float(image: torch.Tensor) -> torch.Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-0.5, 0.5]."""
+    return image.movedim(-1, -3).float() / 255 - 0.5
+
+
+def _kinematic_inputs(state: np.ndarray, action: np.ndarray) -> np.ndarray:
+    return np.concatenate([state, action.reshape(len(action), -1), np.ones((len(state), 1))], axis=1)
+
+
+def transition_batches(episodes, batch: int, seed: int):
+    """A `sample(step)` for fit.fit: transitions of all episodes, tasks drawn evenly; frames stay uint8 until used."""
+    rng = np.random.default_rng(seed)
+    tasks = sorted({episode.task for episode in episodes})
+    index = {task: [(e, t) for e in episodes if e.task == task for t in range(len(e))] for task in tasks}
+
+    def sample(step: int) -> dict[str, torch.Tensor]:
+        picks = []
+        for _ in range(batch):
+            pairs = index[tasks[rng.integers(len(tasks))]]
+            picks.append(pairs[rng.integers(len(pairs))])
+        arrays = {
+            "memory": np.stack([e.image[memory_indices(t)] for e, t in picks]),
+            "next": np.stack([e.image[t + 1] for e, t in picks]),
+            "state": np.stack([e.state[t] for e, t in picks]),
+            "next_state": np.stack([e.state[t + 1] for e, t in picks]),
+            "action": np.stack([e.action[t] for e, t in picks]),
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    return sample
