@@ -1,0 +1,194 @@
+"""Measuring: real success with intervals under three terminations, and how good simulator and reflector are.
+
+Paper's section: "Evaluation", with and without a ground-truth success signal for termination. Nothing here trains.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from demos import Episode, play
+from reflector import calibrate, false_stops, judge_episodes  # noqa: F401 (calibrate is re-exported for the stages)
+from tasks import Start, split_seeds
+
+TERMINATIONS = ("oracle", "reflector", "none")
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a success rate.
+
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    p, n = successes / trials, trials
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and Student's 95 % interval over seeds; with one value the interval is unbounded."""
+    from scipy import stats
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def test_starts(tasks: tuple[str, ...], per_task: int, split: str = "test", offset: int = 0) -> list[Start]:
+    """The first `per_task` starts of a split for every task; the same for every run."""
+    return [Start(task, seed) for task in tasks for seed in split_seeds(split, per_task, offset)]
+
+
+test_starts.__test__ = False  # not a test, although pytest would think so by its name
+
+
+def evaluate(policy, env, starts: list[Start], termination: str, reflector=None) -> dict:
+    """Play the mean policy from every start in the real environment; success per task with Wilson intervals.
+
+    oracle     the true success signal stops the episode: success at any moment counts
+    reflector  the reflector stops it: what counts is success at that frame (or at the horizon if it never stops)
+    none       nothing stops it: what counts is success at the horizon
+    """
+    if termination not in TERMINATIONS:
+        raise ValueError(f"termination: got {termination!r}, expected one of {', '.join(TERMINATIONS)}")
+    if termination == "oracle":
+        episodes = play(env, starts, policy.act, "evaluation", after_success=0)
+        return summarize(episodes, [e.succeeded for e in episodes], termination)
+    episodes = play(env, starts, policy.act, "evaluation", after_success=None)
+    return judge_terminations(episodes, reflector)[termination]
+
+
+def judge_terminations(episodes: list[Episode], reflector) -> dict[str, dict]:
+    """Episodes that ran to the horizon -> results for "none" and, with a reflector, "reflector" (the same episodes)."""
+    results = {"none": summarize(episodes, [bool(e.success[-1]) for e in episodes], "none")}
+    if reflector is not None:
+        ended, eta = [], float(reflector.threshold)
+        for curve, episode in zip(judge_episodes(reflector, episodes), episodes, strict=True):
+            stops = np.flatnonzero(curve > eta)
+            ended.append(bool(episode.success[stops[0] + 1 if len(stops) else -1]))
+        results["reflector"] = summarize(episodes, ended, "reflector")
+    return results
+
+
+def summarize(episodes: list[Episode], successes: list[bool], termination: str) -> dict:
+    """{"termination", "mean", "low", "high", "n", "tasks": {task: {"success", "low", "high", "n"}}, "by_start"}."""
+    tasks: dict[str, list[bool]] = {}
+    for episode, success in zip(episodes, successes, strict=True):
+        tasks.setdefault(episode.task, []).append(bool(success))
+    rows = {}
+    for task, values in tasks.items():
+        low, high = wilson(sum(values), len(values))
+        rows[task] = {"success": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
+    low, high = wilson(sum(successes), len(successes))
+    return {
+        "termination": termination,
+        "mean": float(np.mean(successes)),
+        "low": low,
+        "high": high,
+        "n": len(successes),
+        "decisions": float(np.mean([len(e) for e in episodes])),
+        "tasks": rows,
+    }
+
+
+# ------------------------------------------------------------------------------------------------ simulator
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures in dB: 10 log10(255^2 / mean squared error)."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return float(10 * math.log10(255**2 / max(error, 1e-3)))
+
+
+def dream_along(world, episodes: list[Episode]) -> list[np.ndarray]:
+    """Open-loop dreams: the episodes' own actions from their own starts. Returns frames (T+1, H, W, 3) per episode.
+
+    The reflector's stop is ignored here: the dream goes on as long as the real episode did.
+    """
+    dreams = []
+    for first in range(0, len(episodes), world.num_envs):
+        batch = episodes[first : first + world.num_envs]
+        observation, _ = world.reset(options={"starts": [Start(e.task, e.seed) for e in batch]})
+        frames = [[observation["image"][i]] for i in range(len(batch))]
+        for t in range(max(len(e) for e in batch)):
+            world.done[: len(batch)] = [t >= len(e) for e in batch]
+            actions = np.zeros(world.action_space.shape, np.float32)
+            for i, episode in enumerate(batch):
+                if t < len(episode):
+                    actions[i] = episode.action[t]
+            observation, *_ = world.step(actions)
+            for i, episode in enumerate(batch):
+                if t < len(episode):
+                    frames[i].append(observation["image"][i])
+        dreams += [np.stack(f) for f in frames]
+    return dreams
+
+
+def simulator_card(world, episodes: list[Episode]) -> dict:
+    """Open-loop PSNR at decisions 1, 5 and last on held-out episodes, beside the copy-last-frame baseline.
+
+    The baseline knows only the start: at every depth it repeats the first frame, as a dream that ignores actions would.
+    """
+    dreams = dream_along(world, episodes)
+    card = {}
+    for name, at in (("1", lambda n: 1), ("5", lambda n: min(5, n)), ("last", lambda n: n)):
+        pairs = [(e.image[at(len(e))], d[at(len(e))], e.image[0]) for e, d in zip(episodes, dreams, strict=True)]
+        card[f"sim_psnr_{name}"] = float(np.mean([psnr(real, dream) for real, dream, _ in pairs]))
+        card[f"copy_psnr_{name}"] = float(np.mean([psnr(real, first) for real, _, first in pairs]))
+    return card | {"episodes": len(episodes)}
+
+
+# ------------------------------------------------------------------------------------------------ reflector
+
+
+def reflector_card(reflector, episodes: list[Episode]) -> dict:
+    """AUROC over frames, false stops per episode and recall at success, on held-out real episodes.
+
+    recall: among episodes that succeed, the share that the reflector stops at a successful frame.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    eta = float(reflector.threshold)
+    curves = judge_episodes(reflector, episodes)
+    labels = np.concatenate([e.success[1:] for e in episodes])
+    scores = np.concatenate(curves)
+    caught = []
+    for curve, episode in zip(curves, episodes, strict=True):
+        if episode.succeeded:
+            stops = np.flatnonzero(curve > eta)
+            caught.append(bool(len(stops) and episode.success[stops[0] + 1]))
+    wrong = round(false_stops(curves, episodes, eta) * len(episodes))
+    low, high = wilson(wrong, len(episodes))
+    return {
+        "reflector_auroc": float(roc_auc_score(labels, scores)) if 0 < labels.sum() < len(labels) else float("nan"),
+        "reflector_false_stops": wrong / len(episodes),
+        "false_stops_low": low,
+        "false_stops_high": high,
+        "recall_at_success": float(np.mean(caught)) if caught else float("nan"),
+        "threshold": eta,
+        "frames": len(labels),
+        "episodes": len(episodes),
+    }
+
+
+def peak_memory_gib() -> float:
+    """Peak resident memory of this process and its (finished or running) children, GiB."""
+    import os
+    import resource
+
+    import psutil
+
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    children = sum(c.memory_info().rss for c in psutil.Process(os.getpid()).children(recursive=True)) / 2**30
+    return own + children
+
+
+def count_parameters(part: torch.nn.Module) -> int:
+    return sum(p.numel() for p in part.parameters())

@@ -1,0 +1,262 @@
+"""A run folder: settings, finished stages, metrics, checkpoints, and the ledger of what was spent.
+
+    runs/default/
+        config.json               every setting of the run
+        stages.json               finished stages with seconds, peak memory, ledger entries and results
+        metrics.jsonl             one line per logged step
+        checkpoints/*.safetensors policy (SFT and post-trained), simulator, reflector; each with its settings in the header
+        episodes/                 demonstrations and exploration, see demos.py
+        pictures/                 contact sheet, dream strips, films
+        report.md
+
+Every file is written whole or not at all (temporary file, flush, rename), so a killed run resumes after its last stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from demos import write_atomically
+from fit import FitConfig
+from policy import Policy, PolicyConfig
+from ppo import LoopConfig
+from reflector import Reflector, ReflectorConfig
+from simulator import Simulator, SimulatorConfig
+from tasks import DEFAULT_SUITE, Camera, EnvConfig, check_tasks
+
+
+class BadRun(ValueError):
+    """A run folder or checkpoint that cannot be used; the message is one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every setting of a run: one small dataclass per part, presets below."""
+
+    tasks: tuple[str, ...] = DEFAULT_SUITE
+    demos: int = 5  # expert demonstrations per task [paper]
+    seed: int = 0
+    slots: int = 256  # environments played side by side in RL (real or imagined)
+    exploration: int = 40  # exploration episodes per task; real interactions, counted in the ledger
+    exploration_noise: float = 1.5  # times the policy's Laplace scale
+    test_starts: int = 50  # test starts per task in the evaluation stage
+    rl_env: str = "dream"  # where RL rolls out: "dream" (the method) or "real" (the simulator-LOOP baseline)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sft: FitConfig = field(default_factory=lambda: FitConfig(steps=1500, batch=64))
+    simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
+    simulator_fit: FitConfig = field(
+        default_factory=lambda: FitConfig(steps=1500, batch=32, learning_rate=5e-4, ema=0.99, bf16=True)
+    )
+    reflector: ReflectorConfig = field(default_factory=ReflectorConfig)
+    reflector_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=700, learning_rate=5e-4, ema=0.99))
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", check_tasks(self.tasks))
+        for name in ("demos", "exploration", "test_starts", "slots"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
+        if not 0 <= self.seed < 100:
+            raise ValueError(f"seed: got {self.seed}, expected 0 to 99 (each seed owns its own demonstration starts)")
+        if self.rl_env not in ("dream", "real"):
+            raise ValueError(f"env: got {self.rl_env!r}, expected 'dream' or 'real'")
+        if not (self.env.size == self.policy.size == self.simulator.size == self.reflector.size):
+            raise ValueError("the image size must be the same in env, policy, simulator and reflector")
+        if not (self.env.chunk == self.policy.chunk == self.simulator.chunk):
+            raise ValueError("the chunk must be the same in env, policy and simulator")
+
+
+def preset(name: str) -> RunConfig:
+    """`cpu` (default: the reported runs), `debug` (everything tiny: the whole loop in a minute), `gpu` (larger)."""
+    if name == "cpu":
+        return RunConfig()
+    if name == "debug":
+        return RunConfig(
+            tasks=("button-press-topdown", "handle-press"),
+            demos=2,
+            slots=8,
+            exploration=2,
+            test_starts=2,
+            policy=PolicyConfig(width=16, hidden=64),
+            sft=FitConfig(steps=40, batch=16),
+            simulator=SimulatorConfig(channels=(32, 32, 32)),
+            simulator_fit=FitConfig(steps=15, batch=8, bf16=True),
+            reflector=ReflectorConfig(width=32, layers=1),
+            reflector_fit=FitConfig(steps=15, batch=16),
+            loop=LoopConfig(iterations=2, groups=2, rollouts=4),
+        )
+    if name == "gpu":
+        base = RunConfig()
+        return replace(
+            base,
+            simulator=SimulatorConfig(fold=2, channels=(128, 256, 384)),
+            simulator_fit=replace(base.simulator_fit, steps=20_000, batch=128),
+            reflector=ReflectorConfig(width=256, layers=6),
+            loop=replace(base.loop, iterations=60, groups=64),
+        )
+    raise ValueError(f"unknown preset {name!r}; expected cpu, debug or gpu")
+
+
+def config_to_json(config: RunConfig) -> str:
+    return json.dumps(asdict(config), indent=1)
+
+
+def config_from_json(text: str) -> RunConfig:
+    """Rebuild a RunConfig; raises BadRun for anything that is not one."""
+    try:
+        return _build(RunConfig, json.loads(text))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadRun(f"config.json is not readable ({error}); start a new run with another --out") from error
+
+
+def _build(kind, values: dict):
+    parts = {f.name: type(getattr(kind(), f.name)) for f in dataclasses.fields(kind)}
+    built = {}
+    for name, value in values.items():
+        if name not in parts:
+            raise ValueError(f"unknown setting {name!r}")
+        if dataclasses.is_dataclass(parts[name]):
+            built[name] = _build(parts[name], value)
+        else:
+            built[name] = tuple(value) if parts[name] is tuple else value
+    return kind(**built)
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+
+def save_part(path: Path, part: nn.Module, description: dict) -> None:
+    """Write weights and description (settings, JSON) to one safetensors file, atomically."""
+    from safetensors.torch import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous().clone() for name, tensor in part.state_dict().items()}
+    write_atomically(path, save(tensors, metadata={"description": json.dumps(description)}))
+
+
+def load_part(path: Path, part: nn.Module, description: dict) -> None:
+    """Read weights into `part`; raises BadRun when the file is missing, damaged or of other settings."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise BadRun(f"{path}: no such checkpoint; train it first: python cli.py train")
+    try:
+        with safe_open(path, framework="pt") as file:
+            saved = json.loads((file.metadata() or {}).get("description", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise BadRun(f"{path}: damaged or truncated ({error}); delete it and train again") from error
+    expected = json.loads(json.dumps(description))
+    if saved != expected:
+        raise BadRun(f"{path}: made with other settings than this run's ({_first_difference(saved, expected)})")
+    try:
+        part.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise BadRun(f"{path}: weights do not fit the model; delete it and train again") from error
+    part.eval()
+
+
+def _first_difference(saved, expected) -> str:
+    if not isinstance(saved, dict) or not isinstance(expected, dict):
+        return f"saved {saved}, expected {expected}"
+    for name in expected:
+        if saved.get(name) != expected[name]:
+            return f"{name}: " + _first_difference(saved.get(name), expected[name])
+    return "unknown settings"
+
+
+# ------------------------------------------------------------------------------------------------ the folder
+
+
+class Run:
+    """A run folder that is open for work."""
+
+    def __init__(self, folder: Path, config: RunConfig):
+        self.folder, self.config = Path(folder), config
+        self.stages: dict[str, dict] = {}
+        path = self.folder / "stages.json"
+        if path.is_file():
+            try:
+                self.stages = json.loads(path.read_text())
+            except ValueError as error:
+                raise BadRun(f"{path}: not readable ({error}); delete it to run every stage again") from error
+
+    @classmethod
+    def create(cls, folder: Path, config: RunConfig) -> Run:
+        """Open a folder for `config`: a new one, or one that was begun with the very same settings."""
+        folder = Path(folder)
+        path = folder / "config.json"
+        if path.is_file():
+            if config_from_json(path.read_text()) != config:
+                raise BadRun(f"{folder} holds a run with other settings; choose another --out, or delete that folder")
+        else:
+            if folder.is_dir() and any(folder.iterdir()):
+                raise BadRun(f"{folder} is not empty and not a run folder; choose another --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, config_to_json(config).encode())
+        return cls(folder, config)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open an existing run folder to read it."""
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise BadRun(f"{folder}: not a run folder (no config.json); make one with: python cli.py train --out {folder}")
+        return cls(Path(folder), config_from_json(path.read_text()))
+
+    def finish_stage(self, name: str, seconds: float, result: dict) -> None:
+        from evaluate import peak_memory_gib
+
+        entry = {"seconds": round(seconds, 1), "peak_gib": round(peak_memory_gib(), 2), **result}
+        self.stages[name] = entry
+        write_atomically(self.folder / "stages.json", json.dumps(self.stages, indent=1).encode())
+
+    def log(self, **values) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
+
+    @property
+    def episodes_folder(self) -> Path:
+        return self.folder / "episodes"
+
+    def checkpoint(self, name: str) -> Path:
+        return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def ledger(self) -> dict[str, int]:
+        """What the finished stages spent: sums over stages of every ledger entry."""
+        total: dict[str, int] = {}
+        for stage in self.stages.values():
+            for name, count in stage.get("ledger", {}).items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    # -- parts by name
+
+    def policy(self, name: str = "policy") -> Policy:
+        """The policy "sft" or "policy" (post-trained) from its checkpoint."""
+        part = Policy(self.config.policy)
+        load_part(self.checkpoint(name), part, asdict(self.config.policy))
+        return part
+
+    def simulator(self, camera: Camera) -> Simulator:
+        part = Simulator(self.config.simulator, camera)
+        load_part(self.checkpoint("simulator"), part, part.description())
+        return part
+
+    def reflector(self) -> Reflector:
+        part = Reflector(self.config.reflector)
+        load_part(self.checkpoint("reflector"), part, part.description())
+        return part
+
+
+def seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
