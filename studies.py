@@ -1,0 +1,201 @@
+"""Studies over tasks and runs: screening Meta-World for a default suite, and the summary of all committed runs.
+
+    python cli.py screen           imitation from 5 demonstrations on every task the expert solves -> results/screening.md
+    python cli.py summary RUN...   collects finished runs into results/runs/*.json and writes results/summary.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from demos import collect_expert, play, write_atomically
+from evaluate import evaluate, mean_interval, test_starts, wilson
+from fit import FitConfig, fit
+from policy import Policy, PolicyConfig, imitation_batches
+from runs import BadRun, Run
+from tasks import TASKS, EnvConfig, Start, VecRealEnv, split_seeds
+from train import hardware
+
+SCREEN_GROUP = 5  # tasks that share one policy while screening, as many as the default suite has
+SCREEN_STARTS = 30  # development starts per task
+KEEP = (0.3, 0.8)  # a task is kept where imitation solves this share: room to improve, and something to improve on
+
+
+def screen(folder: Path, say: Callable[[str], None]) -> None:
+    """Screen every task; resumable (one line per task in screening.jsonl, written as each group ends).
+
+    1. The expert plays 5 development starts; a task is a candidate if it solves 4 within 25 decisions (of 30).
+    2. Candidates, in groups of 5, get one policy each group: 5 demonstrations per task, the cpu preset's architecture.
+    3. Real success on 30 development starts per task; 30-80 % keeps the task.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "screening.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    env = VecRealEnv(50, EnvConfig())
+    try:
+        for group in screening_groups(env):
+            if any(row["task"] == group[0] for row in rows):
+                continue
+            new = _screen_group(env, group)
+            rows += new
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            for row in new:
+                say(f"{row['task']}: {row['success']:.2f}")
+    finally:
+        env.close()
+    write_atomically(folder / "screening.md", screening_table(rows).encode())
+
+
+def screening_groups(env: VecRealEnv) -> list[list[str]]:
+    """The candidates in groups of five; the prototype's tasks first, then alphabetically."""
+    length: dict[str, list] = {task: [] for task in TASKS}
+    for seed in split_seeds("dev", 5):
+        for episode in play(env, [Start(task, seed) for task in TASKS], None, "expert"):
+            length[episode.task].append(len(episode) if episode.succeeded else math.inf)
+    able = [task for task, values in length.items() if sum(v <= 25 for v in values) >= 4]
+    first = ["button-press-topdown", "coffee-button", "drawer-open", "handle-press", "faucet-open"]
+    order = [t for t in first if t in able] + [t for t in able if t not in first]
+    return [order[i : i + SCREEN_GROUP] for i in range(0, len(order), SCREEN_GROUP)]
+
+
+def _screen_group(env: VecRealEnv, group: list[str]) -> list[dict]:
+    torch.manual_seed(0)
+    episodes = []
+    for task in group:
+        try:
+            episodes += collect_expert(env, [task], 5, 0)
+        except RuntimeError:
+            continue  # the expert is too unreliable on this task's starts: it is left out
+    policy = Policy(PolicyConfig())
+    policy.set_state_statistics(np.concatenate([e.state for e in episodes]))
+    fit(policy, imitation_batches(episodes, 64, 0), FitConfig(steps=1500))
+    solved = sorted({e.task for e in episodes})
+    result = evaluate(policy, env, test_starts(tuple(solved), SCREEN_STARTS, "dev"), "oracle")
+    lengths = {t: float(np.mean([e.first_success for e in episodes if e.task == t])) for t in solved}
+    return [{"task": t, "success": result["tasks"][t]["success"], "expert_decisions": lengths[t]} for t in solved]
+
+
+def screening_table(rows: list[dict]) -> str:
+    lines = [
+        "# Screening of Meta-World's tasks",
+        "",
+        "`python cli.py screen`: imitation from 5 demonstrations (seed 0, 1,500 steps, one policy per group of five tasks),",
+        f"real success on {SCREEN_STARTS} development starts with Wilson's 95 % interval. Kept: {KEEP[0]:.0%}-{KEEP[1]:.0%}.",
+        "Tasks that are missing are not solved by Meta-World's expert in 4 of 5 starts within 25 decisions.",
+        "",
+        "| task | imitation | interval | expert's decisions | kept |",
+        "|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda r: -r["success"]):
+        low, high = wilson(round(row["success"] * SCREEN_STARTS), SCREEN_STARTS)
+        kept = "yes" if KEEP[0] <= row["success"] <= KEEP[1] else ""
+        lines.append(
+            f"| {row['task']} | {row['success']:.2f} | {low:.2f}-{high:.2f} | {row['expert_decisions']:.0f} | {kept} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+# ----------------------------------------------------------------------------------------------- summary
+
+
+def collect(run_folders: list[Path], results: Path) -> None:
+    """Copy what finished runs measured (settings, stages; no weights, no films) to results/runs/<name>.json."""
+    commit = _commit()
+    for folder in run_folders:
+        run = Run.open(folder)
+        if "evaluate" not in run.stages:
+            raise BadRun(f"{folder}: not finished (no evaluate stage); run train again to finish it")
+        target = results / "runs" / f"{Path(folder).name}.json"
+        if target.is_file() and json.loads(target.read_text())["stages"] == run.stages:
+            continue  # the same run is there already: its commit stays the one it was made with
+        record = {
+            "command": _command(run),
+            "commit": commit,
+            "config": json.loads((run.folder / "config.json").read_text()),
+            "stages": run.stages,
+            "ledger": run.ledger(),
+        }
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, json.dumps(record, indent=1).encode())
+
+
+def _command(run: Run) -> str:
+    config = run.config
+    where = " --env real" if config.rl_env == "real" else ""
+    return f"python cli.py train --demos {config.demos} --seed {config.seed} --starts {config.test_starts}{where}"
+
+
+def _commit() -> str:
+    try:
+        answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        return answer.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def summarize_runs(results: Path) -> dict:
+    """results/runs/*.json -> results/summary.json: one flat object, every value with interval, n, command and commit."""
+    records = [json.loads(path.read_text()) for path in sorted((results / "runs").glob("*.json"))]
+    dream = [r for r in records if r["config"]["rl_env"] == "dream"]
+    real = [r for r in records if r["config"]["rl_env"] == "real"]
+    summary: dict[str, dict] = {}
+    if dream or real:
+        _put(summary, "sft_success", _unique_seeds(dream + real), lambda r: _success(r, "sft", "oracle"))
+    if real:
+        _put(summary, "simulator_loop_gain", real, lambda r: _gain(r, "oracle", "oracle"))
+        _put(summary, "simulator_loop_success", real, lambda r: _success(r, "policy", "oracle"))
+        low = summary["simulator_loop_gain"]
+        summary["simulator_loop_gain_low"] = low | {"value": low["low"]}
+    if dream:
+        _put(summary, "train_minutes", dream, lambda r: sum(s["seconds"] for s in r["stages"].values()) / 60)
+        _put(summary, "train_peak_gib", dream, lambda r: max(s["peak_gib"] for s in r["stages"].values()))
+        for depth in ("1", "5", "last"):
+            for kind in ("sim", "copy"):
+                key = f"{kind}_psnr_{depth}"
+                _put(summary, key, dream, lambda r, key=key: r["stages"]["simulator"][key])
+        for key in ("reflector_auroc", "reflector_false_stops", "recall_at_success"):
+            _put(summary, key, dream, lambda r, key=key: r["stages"]["reflector"][key])
+        _put(summary, "dream_gain_oracle", dream, lambda r: _gain(r, "oracle", "oracle"))
+        # Without the oracle: SFT runs to the horizon and its end counts; the post-trained policy has the reflector's stop.
+        _put(summary, "dream_gain_no_oracle", dream, lambda r: _gain(r, "none", "reflector"))
+        _put(summary, "sft_success_no_stop", dream, lambda r: _success(r, "sft", "none"))
+        _put(summary, "sft_success_reflector_stop", dream, lambda r: _success(r, "sft", "reflector"))
+        _put(summary, "dream_success", dream, lambda r: _success(r, "policy", "oracle"))
+        _put(summary, "dream_success_reflector_stop", dream, lambda r: _success(r, "policy", "reflector"))
+    write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def _success(record: dict, policy: str, termination: str) -> float:
+    return record["stages"]["evaluate"]["results"][policy][termination]["mean"]
+
+
+def _gain(record: dict, before: str, after: str) -> float:
+    """Points: post-trained under `after` minus SFT under `before`."""
+    return 100 * (_success(record, "policy", after) - _success(record, "sft", before))
+
+
+def _unique_seeds(records: list[dict]) -> list[dict]:
+    return list({r["config"]["seed"]: r for r in records}.values())
+
+
+def _put(summary: dict, key: str, records: list[dict], value: Callable[[dict], float]) -> None:
+    """Mean over runs with Student's 95 % interval; n is the number of runs (seeds)."""
+    mean, low, high = mean_interval([value(r) for r in records])
+    finite = [None if not math.isfinite(x) else round(x, 4) for x in (low, high)]
+    summary[key] = {
+        "value": round(mean, 4),
+        "low": finite[0],
+        "high": finite[1],
+        "n": len(records),
+        "command": "; ".join(sorted({r["command"] for r in records})),
+        "commit": ", ".join(sorted({r["commit"] for r in records})),
+        "hardware": hardware() if not records else records[0]["stages"]["evaluate"]["hardware"],
+    }
