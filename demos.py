@@ -1,21 +1,26 @@
 """Episodes: played in any environment, kept on disk, looked at by people.
 
-Paper's section: "RL post-training" needs 5 demonstrations per task; "Exploration data" adds successes and failures of the
-SFT policy. Both are the same thing here, an `Episode`, and both live in a folder:
+Paper's section: "RL post-training" needs 5 demonstrations per task; "Exploration data" adds
+successes and failures of the SFT policy. Both are the same thing here, an `Episode`, and both live
+in a folder:
 
     episodes/
-        dataset.json             format version, image size, K, horizon, camera, meaning and units of every array
+        dataset.json             format version, image size, K, horizon, camera,
+                                 meaning and units of every array
         episode_00000.safetensors
         ...
 
-One safetensors file per episode (no pickle anywhere: loading a stranger's folder runs no code) holds, for T decisions,
+One safetensors file per episode (no pickle anywhere: loading a stranger's folder runs no code)
+holds, for T decisions,
 
     image    (T+1, H, W, 3) uint8     the frame before each decision, and the last one
     state    (T+1, S)       float32   hand x, y, z in metres, gripper opening in [0, 1]
     action   (T, K, A)      float32   the chunk as sent, in [-1, 1]
-    success  (T+1,)         uint8     1 where the true simulator calls the frame a success: the reflector's label y_t
+    success  (T+1,)         uint8     1 where the true simulator calls the frame a success:
+                                      the reflector's label y_t
 
-and, in the file's own header, task, instruction, seed, source ("expert", "exploration" or "evaluation").
+and, in the file's own header, task, instruction, seed, source ("expert", "exploration" or
+"evaluation").
 """
 
 from __future__ import annotations
@@ -35,7 +40,8 @@ SOURCES = ("expert", "exploration", "evaluation")
 
 
 class BadEpisodes(ValueError):
-    """A folder of episodes that cannot be used; the message is one line: what, what was expected, what to do."""
+    """A folder of episodes that cannot be used; the message is one line:
+    what, what was expected, what to do."""
 
 
 @dataclass
@@ -65,7 +71,7 @@ class Episode:
         return self.first_success is not None
 
 
-# -------------------------------------------------------------------------------------------------- playing
+# ------------------------------------------------------------------------------------------ playing
 
 
 def play(
@@ -76,23 +82,29 @@ def play(
     after_success: int | None = 0,
     on_step: Callable[[np.ndarray], None] | None = None,
 ) -> list[Episode]:
-    """Play one episode from every start and record it: the rollout of demonstrations, exploration and evaluation.
+    """Play one episode from every start and record it:
+    the rollout of demonstrations, exploration and evaluation.
 
     env: tasks.VecRealEnv or worldenv.WorldEnv (B slots; the starts are taken B at a time).
-    act: (observations, (B,) mask of running slots) -> action chunks (B, K, A); None lets the scripted expert play (real environment only).
-    after_success: decisions still played after the first success. 0 stops there (the oracle's termination); None never
-        stops early: the episode runs to the horizon whatever happens.
+    act: (observations, (B,) mask of running slots) -> action chunks (B, K, A);
+         None lets the scripted expert play (real environment only).
+    after_success: decisions still played after the first success. 0 stops there (the oracle's
+         termination); None never stops early: the episode runs to the horizon whatever happens.
     on_step: called after every decision with the (B,) mask of slots that are still running.
     """
     episodes = []
     for first in range(0, len(starts), env.num_envs):
-        episodes += _play_batch(env, starts[first : first + env.num_envs], act, source, after_success, on_step)
+        episodes += _play_batch(
+            env, starts[first : first + env.num_envs], act, source, after_success, on_step
+        )
     return episodes
 
 
 def _play_batch(env, starts, act, source, after_success, on_step) -> list[Episode]:
     count = len(starts)
-    observation, infos = env.reset(options={"starts": starts, "stop_on_success": after_success == 0})
+    observation, infos = env.reset(
+        options={"starts": starts, "stop_on_success": after_success == 0}
+    )
     frames = [observation["image"][:count]]  # lists over time of arrays over slots
     states = [observation["state"][:count]]
     success = [infos["success"][:count]]
@@ -132,11 +144,14 @@ def _play_batch(env, starts, act, source, after_success, on_step) -> list[Episod
     ]
 
 
-def collect_expert(env, task_names: list[str], per_task: int, offset: int, after_success: int = 2) -> list[Episode]:
+def collect_expert(
+    env, task_names: list[str], per_task: int, offset: int, after_success: int = 2
+) -> list[Episode]:
     """`per_task` successful expert episodes of every task, from the "demo" starts from `offset` on.
 
-    The expert fails now and then; a failed episode is dropped and the next start is tried (at most 3 x per_task starts).
-    Raises RuntimeError for a task that the expert cannot solve within the horizon.
+    The expert fails now and then; a failed episode is dropped and the next start is tried (at most
+    3 x per_task starts). Raises RuntimeError for a task that the expert cannot solve within the
+    horizon.
     """
     from tasks import split_seeds
 
@@ -150,18 +165,19 @@ def collect_expert(env, task_names: list[str], per_task: int, offset: int, after
             good += [e for e in episodes if e.succeeded]
         if len(good) < per_task:
             raise RuntimeError(
-                f"the scripted expert solved {task} only {len(good)} of {3 * per_task} times within "
-                f"{env.config.horizon} decisions; choose another task or a longer --horizon"
+                f"the scripted expert solved {task} only {len(good)} of {3 * per_task} times "
+                f"within {env.config.horizon} decisions; choose another task or a longer --horizon"
             )
         kept += good
     return kept
 
 
-# -------------------------------------------------------------------------------------------------- on disk
+# ------------------------------------------------------------------------------------------ on disk
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash or a full disk leaves the old file or the new one, never half of one."""
+    """Write a file so that a crash or a full disk leaves
+    the old file or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -185,19 +201,28 @@ def save(folder: Path, episodes: list[Episode], config: EnvConfig, camera: Camer
         "camera": asdict(camera),
         "arrays": {
             "image": "(T+1, H, W, 3) uint8, RGB, upright",
-            "state": "(T+1, 4) float32: hand x, y, z in metres (world frame), gripper opening in [0, 1]",
-            "action": "(T, K, 4) float32 in [-1, 1]: hand target displacement (1.0 = 1 cm per step), gripper (+1 closes)",
+            "state": "(T+1, 4) float32: hand x, y, z in metres (world frame), "
+            "gripper opening in [0, 1]",
+            "action": "(T, K, 4) float32 in [-1, 1]: hand target displacement "
+            "(1.0 = 1 cm per step), gripper (+1 closes)",
             "success": "(T+1,) uint8: 1 where the true simulator calls the frame a success",
         },
     }
     if (folder / "dataset.json").exists():
         _read_description(folder, config)
     write_atomically(folder / "dataset.json", json.dumps(description, indent=1).encode())
-    first = len(list(folder.glob("episode_*.safetensors")))
+    # After the highest number, not after the count:
+    # a damaged episode may have been deleted in between.
+    numbers = [path.stem.removeprefix("episode_") for path in folder.glob("episode_*.safetensors")]
+    first = 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
     for number, episode in enumerate(episodes, start=first):
         arrays = {name: np.ascontiguousarray(getattr(episode, name)) for name in _ARRAYS}
-        header = {name: str(getattr(episode, name)) for name in ("task", "instruction", "seed", "source")}
-        write_atomically(folder / f"episode_{number:05d}.safetensors", to_bytes(arrays, metadata=header))
+        header = {
+            name: str(getattr(episode, name)) for name in ("task", "instruction", "seed", "source")
+        }
+        write_atomically(
+            folder / f"episode_{number:05d}.safetensors", to_bytes(arrays, metadata=header)
+        )
 
 
 _ARRAYS = {"image": np.uint8, "state": np.float32, "action": np.float32, "success": np.uint8}
@@ -206,15 +231,25 @@ _ARRAYS = {"image": np.uint8, "state": np.float32, "action": np.float32, "succes
 def _read_description(folder: Path, expected: EnvConfig | None) -> tuple[EnvConfig, Camera]:
     path = folder / "dataset.json"
     if not folder.is_dir():
-        raise BadEpisodes(f"{folder}: no such folder; collect one with: python cli.py demos collect {folder}")
+        raise BadEpisodes(
+            f"{folder}: no such folder; collect one with: python cli.py demos collect {folder}"
+        )
     if not path.is_file():
-        raise BadEpisodes(f"{folder}: no dataset.json in it, so it is not a folder of episodes (python cli.py demos collect)")
+        raise BadEpisodes(
+            f"{folder}: no dataset.json in it, so it is not a folder of episodes "
+            "(python cli.py demos collect)"
+        )
     try:
         description = json.loads(path.read_text())
         if description["format"] != FORMAT:
-            raise BadEpisodes(f"{path}: format {description['format']!r}, expected {FORMAT}; collect the episodes anew")
+            raise BadEpisodes(
+                f"{path}: format {description['format']!r}, expected {FORMAT}; "
+                "collect the episodes anew"
+            )
         config = EnvConfig(**description["env"])
-        camera = Camera(**{k: tuple(v) if isinstance(v, list) else v for k, v in description["camera"].items()})
+        camera = Camera(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in description["camera"].items()}
+        )
     except BadEpisodes:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -223,25 +258,32 @@ def _read_description(folder: Path, expected: EnvConfig | None) -> tuple[EnvConf
         for name in ("size", "chunk"):
             got, want = getattr(config, name), getattr(expected, name)
             if got != want:
-                raise BadEpisodes(f"{folder}: recorded with {name} {got}, this run expects {want}; set {name} or collect anew")
+                raise BadEpisodes(
+                    f"{folder}: recorded with {name} {got}, this run expects {want}; "
+                    f"set {name} or collect anew"
+                )
     return config, camera
 
 
 def load(folder: Path, expected: EnvConfig | None = None, tasks: tuple[str, ...] | None = None):
     """Read and check a folder: (episodes, EnvConfig, Camera).
 
-    Raises BadEpisodes for a folder that is missing, empty, truncated, of another image size, chunk or task, or that
-    holds NaN or actions outside [-1, 1]. Nothing on disk is changed.
+    Raises BadEpisodes for a folder that is missing, empty, truncated, of another image size, chunk
+    or task, or that holds NaN or actions outside [-1, 1]. Nothing on disk is changed.
     """
     folder = Path(folder)
     config, camera = _read_description(folder, expected)
     files = sorted(folder.glob("episode_*.safetensors"))
     if not files:
-        raise BadEpisodes(f"{folder}: holds no episodes; collect some with: python cli.py demos collect {folder}")
+        raise BadEpisodes(
+            f"{folder}: holds no episodes; collect some with: python cli.py demos collect {folder}"
+        )
     episodes = [_read_episode(path, config) for path in files]
     for path, episode in zip(files, episodes, strict=True):
         if tasks is not None and episode.task not in tasks:
-            raise BadEpisodes(f"{path}: is of task {episode.task!r}, this run has {', '.join(tasks)}")
+            raise BadEpisodes(
+                f"{path}: is of task {episode.task!r}, this run has {', '.join(tasks)}"
+            )
     return episodes, config, camera
 
 
@@ -253,10 +295,16 @@ def _read_episode(path: Path, config: EnvConfig) -> Episode:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
         episode = Episode(
-            **arrays, task=header["task"], instruction=header["instruction"], seed=int(header["seed"]), source=header["source"]
+            **arrays,
+            task=header["task"],
+            instruction=header["instruction"],
+            seed=int(header["seed"]),
+            source=header["source"],
         )
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise BadEpisodes(f"{path}: damaged or truncated ({error}); delete it or collect it anew") from error
+        raise BadEpisodes(
+            f"{path}: damaged or truncated ({error}); delete it or collect it anew"
+        ) from error
     length = len(episode.action)
     shapes = {
         "image": (length + 1, config.size, config.size, 3),
@@ -268,27 +316,39 @@ def _read_episode(path: Path, config: EnvConfig) -> Episode:
         array = arrays[name]
         if array.shape != shapes[name] or array.dtype != dtype or length < 1:
             raise BadEpisodes(
-                f"{path}: {name} is {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}{list(shapes[name])}"
+                f"{path}: {name} is {array.dtype}{list(array.shape)}, "
+                f"expected {np.dtype(dtype)}{list(shapes[name])}"
             )
     if not (np.isfinite(episode.state).all() and np.isfinite(episode.action).all()):
         raise BadEpisodes(f"{path}: holds NaN or infinite values; delete it or collect it anew")
     if np.abs(episode.action).max() > 1.0:
-        raise BadEpisodes(f"{path}: actions reach {np.abs(episode.action).max():.3g}, expected values in [-1, 1]")
+        raise BadEpisodes(
+            f"{path}: actions reach {np.abs(episode.action).max():.3g}, expected values in [-1, 1]"
+        )
     if episode.source not in SOURCES:
-        raise BadEpisodes(f"{path}: source is {episode.source!r}, expected one of {', '.join(SOURCES)}")
+        raise BadEpisodes(
+            f"{path}: source is {episode.source!r}, expected one of {', '.join(SOURCES)}"
+        )
     return episode
 
 
-# -------------------------------------------------------------------------------------------------- looking
+# ------------------------------------------------------------------------------------------ looking
 
 
 def statistics(episodes: list[Episode]) -> dict:
-    """Counts a person checks first: per task and source the episodes, successes, decisions, positive frames, splits."""
+    """Counts a person checks first: per task and source
+    the episodes, successes, decisions, positive frames, splits."""
     table: dict = {}
     for episode in episodes:
         row = table.setdefault(
             f"{episode.task} / {episode.source}",
-            {"episodes": 0, "successes": 0, "decisions": 0, "positive_frames": 0, "split": split_of(episode.seed)},
+            {
+                "episodes": 0,
+                "successes": 0,
+                "decisions": 0,
+                "positive_frames": 0,
+                "split": split_of(episode.seed),
+            },
         )
         row["episodes"] += 1
         row["successes"] += int(episode.succeeded)
@@ -298,7 +358,8 @@ def statistics(episodes: list[Episode]) -> dict:
 
 
 def contact_sheet(episodes: list[Episode], columns: int = 8, scale: int = 2) -> np.ndarray:
-    """One row per episode, `columns` frames spread evenly from the first to the last; successes framed in green."""
+    """One row per episode, `columns` frames spread evenly from the first to the last;
+    successes framed in green."""
     rows = []
     for episode in episodes:
         picks = np.linspace(0, len(episode), columns).round().astype(int)

@@ -53,6 +53,7 @@ def diagnose() -> list[Check]:
 
 
 def check_python() -> Check:
+    """The version that runs this very command."""
     ok = OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON
     return Check(
         "Python", platform.python_version(), ok,
@@ -123,6 +124,7 @@ def check_processor() -> Check:
 
 
 def check_memory() -> Check:
+    """What is available now, not what is built in: other programs count."""
     try:
         import psutil
     except ImportError:
@@ -141,6 +143,7 @@ def check_memory() -> Check:
 
 
 def check_disk() -> Check:
+    """Space where the command is run: `runs/` is written below it."""
     free = shutil.disk_usage(".").free
     ok = free >= MIN_DISK_GB * GB
     return Check(

@@ -1,6 +1,8 @@
-"""Measuring: real success with intervals under three terminations, and how good simulator and reflector are.
+"""Measuring: real success with intervals under three terminations,
+and how good simulator and reflector are.
 
-Paper's section: "Evaluation", with and without a ground-truth success signal for termination. Nothing here trains.
+Paper's section: "Evaluation", with and without a ground-truth success signal for termination.
+Nothing here trains.
 """
 
 from __future__ import annotations
@@ -37,11 +39,15 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, -math.inf, math.inf
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    half = float(
+        stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    )
     return mean, mean - half, mean + half
 
 
-def test_starts(tasks: tuple[str, ...], per_task: int, split: str = "test", offset: int = 0) -> list[Start]:
+def test_starts(
+    tasks: tuple[str, ...], per_task: int, split: str = "test", offset: int = 0
+) -> list[Start]:
     """The first `per_task` starts of a split for every task; the same for every run."""
     return [Start(task, seed) for task in tasks for seed in split_seeds(split, per_task, offset)]
 
@@ -50,14 +56,18 @@ test_starts.__test__ = False  # not a test, although pytest would think so by it
 
 
 def evaluate(policy, env, starts: list[Start], termination: str, reflector=None) -> dict:
-    """Play the mean policy from every start in the real environment; success per task with Wilson intervals.
+    """Play the mean policy from every start in the real environment;
+    success per task with Wilson intervals.
 
     oracle     the true success signal stops the episode: success at any moment counts
-    reflector  the reflector stops it: what counts is success at that frame (or at the horizon if it never stops)
+    reflector  the reflector stops it: what counts is success at that frame
+               (or at the horizon if it never stops)
     none       nothing stops it: what counts is success at the horizon
     """
     if termination not in TERMINATIONS:
-        raise ValueError(f"termination: got {termination!r}, expected one of {', '.join(TERMINATIONS)}")
+        raise ValueError(
+            f"termination: got {termination!r}, expected one of {', '.join(TERMINATIONS)}"
+        )
     if termination == "oracle":
         episodes = play(env, starts, policy.act, "evaluation", after_success=0)
         return summarize(episodes, [e.succeeded for e in episodes], termination)
@@ -66,7 +76,8 @@ def evaluate(policy, env, starts: list[Start], termination: str, reflector=None)
 
 
 def judge_terminations(episodes: list[Episode], reflector) -> dict[str, dict]:
-    """Episodes that ran to the horizon -> results for "none" and, with a reflector, "reflector" (the same episodes)."""
+    """Episodes that ran to the horizon -> results for "none" and, with a reflector,
+    "reflector" (the same episodes)."""
     results = {"none": summarize(episodes, [bool(e.success[-1]) for e in episodes], "none")}
     if reflector is not None:
         ended, eta = [], float(reflector.threshold)
@@ -78,7 +89,8 @@ def judge_terminations(episodes: list[Episode], reflector) -> dict[str, dict]:
 
 
 def summarize(episodes: list[Episode], successes: list[bool], termination: str) -> dict:
-    """{"termination", "mean", "low", "high", "n", "tasks": {task: {"success", "low", "high", "n"}}, "by_start"}."""
+    """{"termination", "mean", "low", "high", "n",
+    "tasks": {task: {"success", "low", "high", "n"}}, "by_start"}."""
     tasks: dict[str, list[bool]] = {}
     for episode, success in zip(episodes, successes, strict=True):
         tasks.setdefault(episode.task, []).append(bool(success))
@@ -98,17 +110,19 @@ def summarize(episodes: list[Episode], successes: list[bool], termination: str) 
     }
 
 
-# ------------------------------------------------------------------------------------------------ simulator
+# ---------------------------------------------------------------------------------------- simulator
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures in dB: 10 log10(255^2 / mean squared error)."""
+    """Peak signal-to-noise ratio of two uint8 pictures in dB:
+    10 log10(255^2 / mean squared error)."""
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return float(10 * math.log10(255**2 / max(error, 1e-3)))
 
 
 def dream_along(world, episodes: list[Episode]) -> list[np.ndarray]:
-    """Open-loop dreams: the episodes' own actions from their own starts. Returns frames (T+1, H, W, 3) per episode.
+    """Open-loop dreams: the episodes' own actions from their own starts.
+    Returns frames (T+1, H, W, 3) per episode.
 
     The reflector's stop is ignored here: the dream goes on as long as the real episode did.
     """
@@ -132,20 +146,25 @@ def dream_along(world, episodes: list[Episode]) -> list[np.ndarray]:
 
 
 def simulator_card(world, episodes: list[Episode]) -> dict:
-    """Open-loop PSNR at decisions 1, 5 and last on held-out episodes, beside the copy-last-frame baseline.
+    """Open-loop PSNR at decisions 1, 5 and last on held-out episodes,
+    beside the copy-last-frame baseline.
 
-    The baseline knows only the start: at every depth it repeats the first frame, as a dream that ignores actions would.
+    The baseline knows only the start: at every depth it repeats the first frame, as a dream that
+    ignores actions would.
     """
     dreams = dream_along(world, episodes)
     card = {}
     for name, at in (("1", lambda n: 1), ("5", lambda n: min(5, n)), ("last", lambda n: n)):
-        pairs = [(e.image[at(len(e))], d[at(len(e))], e.image[0]) for e, d in zip(episodes, dreams, strict=True)]
+        pairs = [
+            (e.image[at(len(e))], d[at(len(e))], e.image[0])
+            for e, d in zip(episodes, dreams, strict=True)
+        ]
         card[f"sim_psnr_{name}"] = float(np.mean([psnr(real, dream) for real, dream, _ in pairs]))
         card[f"copy_psnr_{name}"] = float(np.mean([psnr(real, first) for real, _, first in pairs]))
     return card | {"episodes": len(episodes)}
 
 
-# ------------------------------------------------------------------------------------------------ reflector
+# ---------------------------------------------------------------------------------------- reflector
 
 
 def reflector_card(reflector, episodes: list[Episode]) -> dict:
@@ -167,7 +186,9 @@ def reflector_card(reflector, episodes: list[Episode]) -> dict:
     wrong = round(false_stops(curves, episodes, eta) * len(episodes))
     low, high = wilson(wrong, len(episodes))
     return {
-        "reflector_auroc": float(roc_auc_score(labels, scores)) if 0 < labels.sum() < len(labels) else float("nan"),
+        "reflector_auroc": float(roc_auc_score(labels, scores))
+        if 0 < labels.sum() < len(labels)
+        else float("nan"),
         "reflector_false_stops": wrong / len(episodes),
         "false_stops_low": low,
         "false_stops_high": high,
@@ -186,9 +207,13 @@ def peak_memory_gib() -> float:
     import psutil
 
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    children = sum(c.memory_info().rss for c in psutil.Process(os.getpid()).children(recursive=True)) / 2**30
+    children = (
+        sum(c.memory_info().rss for c in psutil.Process(os.getpid()).children(recursive=True))
+        / 2**30
+    )
     return own + children
 
 
 def count_parameters(part: torch.nn.Module) -> int:
+    """Weights of a part, trained or frozen."""
     return sum(p.numel() for p in part.parameters())

@@ -1,4 +1,5 @@
-"""One training loop for every part: policy, simulator and reflector all answer `loss, metrics = part(batch)`."""
+"""One training loop for every part:
+policy, simulator and reflector all answer `loss, metrics = part(batch)`."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ class FitConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     warmup: int = 50  # steps of linear warm-up; a cosine to a twentieth of the rate follows
-    ema: float = 0.0  # decay of the averaged weights that are kept in the end; 0 keeps the last weights
+    ema: float = (
+        0.0  # decay of the averaged weights that are kept in the end; 0 keeps the last weights
+    )
     bf16: bool = False  # autocast to bfloat16 where the processor has it
 
 
@@ -31,12 +34,15 @@ def fit(
     config: FitConfig,
     on_step: Callable[[int, float, dict], None] | None = None,
 ) -> dict[str, float]:
-    """Train `part` in place with AdamW on `sample(step)` batches; returns the mean metrics of the last tenth.
+    """Train `part` in place with AdamW on `sample(step)` batches;
+    returns the mean metrics of the last tenth.
 
     Raises FloatingPointError as soon as a loss is not finite.
     """
     parameters = [p for p in part.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters, config.learning_rate, weight_decay=config.weight_decay
+    )
 
     def rate(step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, config.warmup))
@@ -48,10 +54,13 @@ def fit(
     part.train()
     started = time.time()
     for step in range(config.steps):
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+        with bf16_autocast(config.bf16):
             loss, metrics = part(sample(step))
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{type(part).__name__}: loss is {loss.item()} at step {step}; lower the learning rate")
+            raise FloatingPointError(
+                f"{type(part).__name__}: loss is {loss.item()} at step {step}; "
+                "lower the learning rate"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -69,6 +78,13 @@ def fit(
     part.eval()
     result = {name: sum(m[name] for m in tail) / len(tail) for name in tail[0]}
     return result | {"seconds": time.time() - started}
+
+
+def bf16_autocast(wanted: bool = True) -> torch.autocast:
+    """Autocast to bfloat16 where it is wanted and the processor computes in it; else a no-op."""
+    able = torch.cpu.get_capabilities()
+    fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=wanted and fast)
 
 
 @torch.no_grad()

@@ -1,16 +1,22 @@
-"""The policy: a vision-language-action model that outputs a Laplace distribution over a chunk of actions.
+"""The policy: a vision-language-action model that outputs
+a Laplace distribution over a chunk of actions.
 
-Paper's sections: "SFT" (OpenVLA-OFT: the whole chunk decoded in parallel, L1 regression) and "Scale head".
+Paper's sections: "SFT" (OpenVLA-OFT: the whole chunk decoded in parallel, L1 regression)
+and "Scale head".
 
     image o_t (H, W, 3) --.
     state s_t (S,) --------+--> backbone --> features --> mean head   mu_t   (K, A)
-    instruction g (tokens)-'                          '-> scale head  beta_t (K, A)        a_t ~ Laplace(mu_t, exp(beta_t))
+    instruction g (tokens)-'                          '-> scale head  beta_t (K, A)
+
+    a_t ~ Laplace(mu_t, exp(beta_t))
 
 Symbols: mu mean, beta log-scale, K actions in a chunk, A action dimensions, L instruction tokens.
 
-What is kept from the paper: parallel decoding, L1 regression for the mean, a second head for the log-scale.
-# DEVIATION: the paper fine-tunes a 7-billion-parameter VLA; the small preset trains a 0.5 M convolutional network from
-#   scratch, FiLM-conditioned on the instruction; because it must learn from 5 demonstrations in a minute on 2 cores.
+What is kept from the paper: parallel decoding, L1 regression for the mean,
+a second head for the log-scale.
+# DEVIATION: the paper fine-tunes a 7-billion-parameter VLA; the small preset trains a 0.5 M
+#   convolutional network from scratch, FiLM-conditioned on the instruction; because it must learn
+#   from 5 demonstrations in a minute on 2 cores.
 """
 
 from __future__ import annotations
@@ -33,11 +39,15 @@ def build_tokenizer():
     """A word-level tokenizer over every word of tasks.INSTRUCTIONS (0 pads, 1 is unknown)."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    words = sorted({w for texts in INSTRUCTIONS.values() for t in texts for w in re.findall(r"[a-z]+", t)})
+    words = sorted(
+        {w for texts in INSTRUCTIONS.values() for t in texts for w in re.findall(r"[a-z]+", t)}
+    )
     vocabulary = {"[PAD]": 0, "[UNK]": 1} | {word: i + 2 for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation("removed"), pre_tokenizers.Whitespace()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Punctuation("removed"), pre_tokenizers.Whitespace()]
+    )
     tokenizer.enable_truncation(TOKENS)
     tokenizer.enable_padding(length=TOKENS, pad_id=0, pad_token="[PAD]")
     return tokenizer
@@ -49,7 +59,9 @@ VOCABULARY = _TOKENIZER.get_vocab_size()
 
 def tokenize(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
     """Instructions -> token ids (B, L) int64, padded with 0."""
-    return torch.tensor([encoding.ids for encoding in _TOKENIZER.encode_batch(list(texts))], dtype=torch.int64)
+    return torch.tensor(
+        [encoding.ids for encoding in _TOKENIZER.encode_batch(list(texts))], dtype=torch.int64
+    )
 
 
 @dataclass(frozen=True)
@@ -58,9 +70,13 @@ class PolicyConfig:
 
     size: int = 64  # pixels of the image
     chunk: int = 4  # K
-    width: int = 32  # channels of the first convolution; the others have twice as many [measured here]
+    width: int = (
+        32  # channels of the first convolution; the others have twice as many [measured here]
+    )
     hidden: int = 384  # width of the two-layer trunk after the image is read [measured here]
-    min_log_scale: float = -3.0  # exp(-3) = 0.05: below it the ratio of PPO becomes too sensitive [measured here]
+    min_log_scale: float = (
+        -3.0
+    )  # exp(-3) = 0.05: below it the ratio of PPO becomes too sensitive [measured here]
     max_log_scale: float = -0.7  # exp(-0.7) = 0.5: half of the action range
 
 
@@ -81,10 +97,12 @@ class FiLMConv(nn.Module):
 
 
 class SmallBackbone(nn.Module):
-    """Four FiLM convolutions, then spatial softmax: where in the image each feature is, in 2 coordinates.
+    """Four FiLM convolutions, then spatial softmax: where in the image
+    each feature is, in 2 coordinates.
 
-    Chosen because from 5 demonstrations the position of things is what must generalise: a spatial softmax can only
-    report positions (and so cannot memorise textures), and FiLM lets the instruction choose whose.
+    Chosen because from 5 demonstrations the position of things is what must generalise: a spatial
+    softmax can only report positions (and so cannot memorise textures), and FiLM lets the
+    instruction choose whose.
     """
 
     def __init__(self, config: PolicyConfig):
@@ -117,16 +135,22 @@ class SmallBackbone(nn.Module):
         return torch.cat([row, column, text], dim=-1)
 
 
-def random_shift(image: torch.Tensor, pixels: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Shift each image (B, C, H, W) by up to `pixels` in both directions, edges repeated: the main augmentation."""
+def random_shift(
+    image: torch.Tensor, pixels: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Shift each image (B, C, H, W) by up to `pixels` in both directions,
+    edges repeated: the main augmentation."""
     b, _, h, w = image.shape
     padded = F.pad(image, (pixels,) * 4, mode="replicate")
     offsets = torch.randint(0, 2 * pixels + 1, (b, 2), generator=generator)
-    return torch.stack([p[:, r : r + h, c : c + w] for p, (r, c) in zip(padded, offsets.tolist(), strict=True)])
+    return torch.stack(
+        [p[:, r : r + h, c : c + w] for p, (r, c) in zip(padded, offsets.tolist(), strict=True)]
+    )
 
 
 class Policy(nn.Module):
-    """The VLA. `loss, metrics = policy(batch)` is imitation; `act` plays; `distribution` is what PPO needs."""
+    """The VLA. `loss, metrics = policy(batch)` is imitation;
+    `act` plays; `distribution` is what PPO needs."""
 
     shift = 4  # pixels of random shift in training [measured here]
 
@@ -135,7 +159,8 @@ class Policy(nn.Module):
         self.config = config
         self.backbone = SmallBackbone(config)
         outputs = config.chunk * ACTION_DIM
-        # One trunk reads image, text and state; OpenVLA-OFT likewise projects the state into the language model.
+        # One trunk reads image, text and state; OpenVLA-OFT likewise
+        # projects the state into the language model.
         self.trunk = nn.Sequential(
             nn.Linear(self.backbone.features + STATE_DIM, config.hidden),
             nn.LayerNorm(config.hidden),
@@ -148,7 +173,8 @@ class Policy(nn.Module):
         self.scale_head = nn.Linear(config.hidden, outputs)
         nn.init.zeros_(self.scale_head.weight)
         nn.init.constant_(self.scale_head.bias, -1.5)
-        # State statistics of the demonstrations (set before training), so that the trunk sees unit-variance inputs.
+        # State statistics of the demonstrations (set before training),
+        # so that the trunk sees unit-variance inputs.
         self.register_buffer("state_mean", torch.zeros(STATE_DIM))
         self.register_buffer("state_std", torch.ones(STATE_DIM))
 
@@ -158,25 +184,35 @@ class Policy(nn.Module):
         self.state_std.copy_(torch.from_numpy(states.std(0)).clamp(min=0.02))
 
     def distribution(self, image: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor):
-        """(B, C, H, W) float in [-0.5, 0.5], (B, S), (B, L) -> mean in (-1.2, 1.2) and log-scale, each (B, K, A).
+        """(B, C, H, W) float in [-0.5, 0.5], (B, S), (B, L)
+        -> mean in (-1.2, 1.2) and log-scale, each (B, K, A).
 
         The log-scale is clamped to the configured range."""
         features = self.backbone(image, tokens)
-        hidden = self.trunk(torch.cat([features, (state - self.state_mean) / self.state_std], dim=-1))
+        hidden = self.trunk(
+            torch.cat([features, (state - self.state_mean) / self.state_std], dim=-1)
+        )
         shape = (-1, self.config.chunk, ACTION_DIM)
-        # Expert actions often sit exactly at the limit: a tanh that reaches 1.2 need not go to infinity to say 1.
+        # Expert actions often sit exactly at the limit: a tanh that reaches 1.2
+        # need not go to infinity to say 1.
         mean = 1.2 * torch.tanh(self.mean_head(hidden)).view(shape)
-        log_scale = self.scale_head(hidden).view(shape).clamp(self.config.min_log_scale, self.config.max_log_scale)
+        log_scale = (
+            self.scale_head(hidden)
+            .view(shape)
+            .clamp(self.config.min_log_scale, self.config.max_log_scale)
+        )
         return mean, log_scale
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Imitation on {"image" (B,H,W,3) uint8, "state" (B,S), "tokens" (B,L), "action" (B,K,A)}.
 
-        The mean head is trained by L1 regression, the scale head by the Laplace likelihood around the *detached* mean:
+        The mean head is trained by L1 regression,
+        the scale head by the Laplace likelihood around the *detached* mean:
 
             loss = |a - mu|  +  ( |a - stop_gradient(mu)| / exp(beta) + beta )
 
-        so that the scale head learns how far the mean is off and the mean is exactly that of L1 regression.
+        so that the scale head learns how far the mean is off
+        and the mean is exactly that of L1 regression.
         """
         image = to_float(batch["image"])
         if self.training:
@@ -190,7 +226,8 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
-        """The mean chunk (B, K, A) float32, clipped to [-1, 1], where the (B,) mask `running` is set, 0 elsewhere."""
+        """The mean chunk (B, K, A) float32, clipped to [-1, 1],
+        where the (B,) mask `running` is set, 0 elsewhere."""
         mean, _ = self.distribution(*to_tensors(observation, running))
         chunks = np.zeros((len(running), *mean.shape[1:]), np.float32)
         chunks[running] = mean.clamp(-1, 1).numpy()
@@ -202,22 +239,30 @@ def to_float(image: torch.Tensor) -> torch.Tensor:
     return image.permute(0, 3, 1, 2).float() / 255 - 0.5
 
 
-def to_tensors(observation: dict, running: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The `running` rows of an environment's observation as (image float, state, tokens) for `Policy.distribution`."""
+def to_tensors(
+    observation: dict, running: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `running` rows of an environment's observation
+    as (image float, state, tokens) for `Policy.distribution`."""
     image = to_float(torch.from_numpy(observation["image"][running]))
     texts = [text for text, on in zip(observation["instruction"], running, strict=True) if on]
     return image, torch.from_numpy(observation["state"][running]), tokenize(texts)
 
 
-def laplace_log_prob(action: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
-    """log p(a) = -|a - mu| / exp(beta) - beta - log 2, elementwise (the tests compare it with torch.distributions)."""
+def laplace_log_prob(
+    action: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor
+) -> torch.Tensor:
+    """log p(a) = -|a - mu| / exp(beta) - beta - log 2, elementwise
+    (the tests compare it with torch.distributions)."""
     return -(action - mean).abs() * torch.exp(-log_scale) - log_scale - math.log(2)
 
 
 def imitation_batches(episodes, batch: int, seed: int):
-    """A `sample(step)` for fit.fit: decisions of the episodes up to the first success, tasks drawn evenly.
+    """A `sample(step)` for fit.fit: decisions of the episodes up to the first success,
+    tasks drawn evenly.
 
-    Each decision is paired with one of its task's wordings at random, so that the policy does not depend on one.
+    Each decision is paired with one of its task's wordings at random, so that the policy does not
+    depend on one.
     """
     rng = np.random.default_rng(seed)
     tasks = sorted({episode.task for episode in episodes})
@@ -227,9 +272,15 @@ def imitation_batches(episodes, batch: int, seed: int):
         ends = [len(e) if e.first_success is None else e.first_success for e in group]
         columns.append(
             {
-                "image": torch.from_numpy(np.concatenate([e.image[:n] for e, n in zip(group, ends, strict=True)])),
-                "state": torch.from_numpy(np.concatenate([e.state[:n] for e, n in zip(group, ends, strict=True)])),
-                "action": torch.from_numpy(np.concatenate([e.action[:n] for e, n in zip(group, ends, strict=True)])),
+                "image": torch.from_numpy(
+                    np.concatenate([e.image[:n] for e, n in zip(group, ends, strict=True)])
+                ),
+                "state": torch.from_numpy(
+                    np.concatenate([e.state[:n] for e, n in zip(group, ends, strict=True)])
+                ),
+                "action": torch.from_numpy(
+                    np.concatenate([e.action[:n] for e, n in zip(group, ends, strict=True)])
+                ),
             }
         )
     wordings = [tokenize(INSTRUCTIONS[task]) for task in tasks]  # (3, L) each
@@ -241,7 +292,9 @@ def imitation_batches(episodes, batch: int, seed: int):
             name: torch.stack([columns[t][name][r] for t, r in zip(which, rows, strict=True)])
             for name in ("image", "state", "action")
         }
-        data["tokens"] = torch.stack([wordings[t][int(rng.integers(len(wordings[t])))] for t in which])
+        data["tokens"] = torch.stack(
+            [wordings[t][int(rng.integers(len(wordings[t])))] for t in which]
+        )
         return data
 
     return sample

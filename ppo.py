@@ -1,18 +1,25 @@
-"""LOOP: leave-one-out PPO on rollouts in any environment, imagined or real. The algorithm of the paper.
+"""LOOP: leave-one-out PPO on rollouts in any environment, imagined or real.
+The algorithm of the paper.
 
 Paper's section: "RL post-training". What is kept and what is not:
 
-    1. kept     N = 8 rollouts per group, one scalar return R_n per rollout, and the leave-one-out baseline
+    1. kept     N = 8 rollouts per group, one scalar return R_n per rollout,
+                and the leave-one-out baseline
     2. kept     no critic, no whitening of advantages, clip eps = 0.1
     3. kept     the ratio from the log-probabilities of the Laplace policy, r = 1 at the first step
-    4. departs  *branching*: see `branch_rollouts`; with `branch=0` it is the paper's setting (`plain_rollouts`)
-    5. departs  the return may carry a small time penalty, so that a group in which all succeed still has spread
-    6. departs  every weight of the small policy is trained with one rate (no LoRA: there is no large backbone)
+    4. departs  *branching*: see `branch_rollouts`; with `branch=0` it is the paper's setting
+                (`plain_rollouts`)
+    5. departs  the return may carry a small time penalty,
+                so that a group in which all succeed still has spread
+    6. departs  every weight of the small policy is trained with one rate
+                (no LoRA: there is no large backbone)
 
-Leave-one-out on three numbers: returns (1, 0, 0.5) have baselines (0.25, 0.75, 0.5), the means of the other two, and so
-advantages (0.75, -0.75, 0). They sum to zero: a group can only redistribute credit.
+Leave-one-out on three numbers: returns (1, 0, 0.5) have baselines (0.25, 0.75, 0.5), the means of
+the other two, and so advantages (0.75, -0.75, 0). They sum to zero: a group can only redistribute
+credit.
 
-Symbols: G groups, N rollouts per group, K steps per chunk, A action dimensions, D decisions that carry noise.
+Symbols: G groups, N rollouts per group, K steps per chunk, A action dimensions, D decisions that
+carry noise.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from policy import Policy, laplace_log_prob, to_float, to_tensors, tokenize
+from policy import Policy, laplace_log_prob, to_float, to_tensors
 from tasks import Start
 
 
@@ -33,22 +40,27 @@ from tasks import Start
 class LoopConfig:
     """The RL settings; the defaults are the recipe that paid (results/RECIPE.md)."""
 
-    iterations: int = 24
+    iterations: int = 20
     groups: int = 32  # G, groups per iteration
     rollouts: int = 8  # N [paper]
-    branch: int = 3  # noisy decisions after the branching point; 0: noise in every decision from the start [paper: 0]
-    noise: float = 1.5  # multiplies the policy's scale while exploring [paper: 1]
+    # noisy decisions after the branching point;
+    # 0: noise in every decision from the start [paper: 0]
+    branch: int = 3
+    noise: float = 2.0  # multiplies the policy's scale while exploring [paper: 1]
     time_penalty: float = 0.1  # R = success * (1 - time_penalty * T / horizon) [paper: 0]
     clip: float = 0.1  # eps [paper]
-    epochs: int = 3  # passes over an iteration's decisions
-    minibatch: int = 128  # decisions
-    learning_rate: float = 1e-4
+    epochs: int = 4  # passes over an iteration's decisions
+    minibatch: int = 1024  # decisions
+    learning_rate: float = 4e-5  # at 1e-4 Adam's first steps already clip 60 % of the ratios
     max_kl: float = 0.05  # stop an iteration's passes when the approximate KL exceeds this
     anchor: float = 0.0  # weight of the imitation loss on the demonstrations beside PPO's
 
     def __post_init__(self) -> None:
         if self.rollouts < 2:
-            raise ValueError(f"LoopConfig.rollouts: got {self.rollouts}, expected 2 or more (leave-one-out needs others)")
+            raise ValueError(
+                f"LoopConfig.rollouts: got {self.rollouts}, expected 2 or more "
+                "(leave-one-out needs others)"
+            )
 
 
 @dataclass
@@ -63,11 +75,13 @@ class Rollouts:
     member: np.ndarray  # (M,) index of the rollout (group * N + n) that the decision belongs to
     returns: np.ndarray  # (G, N) float32
     success: np.ndarray  # (G, N) bool
-    mean_success: float  # share of successes of the mean policy from the starts (nan for plain rollouts)
+    mean_success: (
+        float  # share of successes of the mean policy from the starts (nan for plain rollouts)
+    )
     decisions: int  # decisions played in all
 
 
-# ------------------------------------------------------------------------------------------- pure functions
+# ----------------------------------------------------------------------------------- pure functions
 
 
 def leave_one_out(returns: torch.Tensor) -> torch.Tensor:
@@ -80,7 +94,9 @@ def leave_one_out(returns: torch.Tensor) -> torch.Tensor:
     return returns - baseline
 
 
-def chunk_log_prob(sample: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor, shared: bool) -> torch.Tensor:
+def chunk_log_prob(
+    sample: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor, shared: bool
+) -> torch.Tensor:
     """log-probability (M,) of drawn chunks (M, K, A).
 
     Independent noise (paper): log p = sum over K and A of the Laplace log-density.
@@ -93,7 +109,9 @@ def chunk_log_prob(sample: torch.Tensor, mean: torch.Tensor, log_scale: torch.Te
     return laplace_log_prob(sample, mean, log_scale).flatten(1).sum(1)
 
 
-def clipped_loss(log_prob_new, log_prob_old, advantage, clip: float) -> tuple[torch.Tensor, dict[str, float]]:
+def clipped_loss(
+    log_prob_new, log_prob_old, advantage, clip: float
+) -> tuple[torch.Tensor, dict[str, float]]:
     """PPO's objective over M decisions; all arguments (M,).
 
     r = exp(log p_new - log p_old),    L = -min(r A, clip(r, 1 - eps, 1 + eps) A)
@@ -110,11 +128,12 @@ def clipped_loss(log_prob_new, log_prob_old, advantage, clip: float) -> tuple[to
     return loss, info
 
 
-# ------------------------------------------------------------------------------------------------- rollouts
+# ----------------------------------------------------------------------------------------- rollouts
 
 
 class Explorer:
-    """Draws noisy chunks from the policy and remembers what PPO needs: `act(observation, running)`."""
+    """Draws noisy chunks from the policy and remembers what PPO needs:
+    `act(observation, running)`."""
 
     def __init__(self, policy: Policy, noise: float, shared: bool, generator: torch.Generator):
         self.policy, self.noise, self.shared, self.generator = policy, noise, shared, generator
@@ -133,7 +152,9 @@ class Explorer:
         sample = mean + log_scale.exp() * draw
         log_prob = chunk_log_prob(sample, mean, log_scale, self.shared)
         rows = np.flatnonzero(running)
-        self.rows.append((observation["image"][rows], observation["state"][rows], tokens, sample, log_prob, rows))
+        self.rows.append(
+            (observation["image"][rows], observation["state"][rows], tokens, sample, log_prob, rows)
+        )
         chunks = np.zeros((len(running), k, a), np.float32)
         chunks[rows] = sample.clamp(-1, 1).numpy()
         return chunks
@@ -143,12 +164,22 @@ class Explorer:
         image, state, member = (np.concatenate(columns[i]) for i in (0, 1, 5))
         tokens, sample, log_prob = (torch.cat(columns[i]) for i in (2, 3, 4))
         return Rollouts(
-            image, state, tokens, sample, log_prob, member, returns, success, mean_success, decisions
+            image,
+            state,
+            tokens,
+            sample,
+            log_prob,
+            member,
+            returns,
+            success,
+            mean_success,
+            decisions,
         )
 
 
 def _to_the_end(env, observation, act, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Step until all are done; (success at the stop (count,), reward there (count,), decisions taken (count,))."""
+    """Step until all are done;
+    (success at the stop (count,), reward there (count,), decisions taken (count,))."""
     success, reward = np.zeros(count, bool), np.zeros(count, np.float32)
     length = np.zeros(count, np.int64)
     step = 0
@@ -162,30 +193,43 @@ def _to_the_end(env, observation, act, count: int) -> tuple[np.ndarray, np.ndarr
     return success, reward, length
 
 
-def plain_rollouts(env, policy: Policy, starts: list[Start], config: LoopConfig, generator) -> Rollouts:
-    """The paper's rollouts: N from each of the G starts, every decision drawn, independent noise over the chunk."""
+def plain_rollouts(
+    env, policy: Policy, starts: list[Start], config: LoopConfig, generator
+) -> Rollouts:
+    """The paper's rollouts: N from each of the G starts, every decision drawn,
+    independent noise over the chunk."""
     n, groups = config.rollouts, len(starts)
     explorer = Explorer(policy, config.noise, shared=False, generator=generator)
     observation, _ = env.reset(options={"starts": [s for s in starts for _ in range(n)]})
-    success, reward, length = _to_the_end(env, observation, lambda o, _: explorer.act(o, ~env.done), groups * n)
+    success, reward, length = _to_the_end(
+        env, observation, lambda o, _: explorer.act(o, ~env.done), groups * n
+    )
     returns = _returns(success, reward, length, env.config.horizon, config)
     shape = (groups, n)
-    return explorer.finish(returns.reshape(shape), success.reshape(shape), math.nan, int(length.sum()))
+    return explorer.finish(
+        returns.reshape(shape), success.reshape(shape), math.nan, int(length.sum())
+    )
 
 
-def branch_rollouts(env, policy: Policy, starts: list[Start], config: LoopConfig, generator) -> Rollouts:
+def branch_rollouts(
+    env, policy: Policy, starts: list[Start], config: LoopConfig, generator
+) -> Rollouts:
     """Branching: what a world model can do and a robot cannot.
 
-        start --mean policy--> t0 --N branches: noise in `branch` decisions--> mean policy to the end --> R_n
+        start --mean policy--> t0 --N branches: noise in `branch` decisions-->
+            mean policy to the end --> R_n
 
-    # DEVIATION: the paper draws every decision of an episode; here the mean policy plays from the start to a uniformly
-    #   drawn decision t0, and N branches from that one state carry noise in their first `branch` decisions only, one
-    #   draw per decision shared over the chunk; because one scalar per episode must otherwise tell apart some 350 noise
-    #   dimensions (22 decisions x 16), and only 20-40 % of groups have spread.
+    # DEVIATION: the paper draws every decision of an episode; here the mean policy plays from the
+    #   start to a uniformly drawn decision t0, and N branches from that one state carry noise in
+    #   their first `branch` decisions only, one draw per decision shared over the chunk; because
+    #   one scalar per episode must otherwise tell apart some 350 noise dimensions (22 decisions x
+    #   16), and only 20-40 % of groups have spread.
     """
     n, groups = config.rollouts, len(starts)
     observation, _ = env.reset(options={"starts": starts})
-    trail: list[list] = [[] for _ in starts]  # per group, the state before each decision of the mean policy
+    trail: list[list] = [
+        [] for _ in starts
+    ]  # per group, the state before each decision of the mean policy
 
     def remember_and_act(observation: dict, step: int) -> np.ndarray:
         running = np.flatnonzero(~env.done).tolist()
@@ -207,18 +251,22 @@ def branch_rollouts(env, policy: Policy, starts: list[Start], config: LoopConfig
     returns = _returns(success, reward, length + t0.repeat(n), env.config.horizon, config)
     shape = (groups, n)
     return explorer.finish(
-        returns.reshape(shape), success.reshape(shape), float(trunk_success.mean()), int(length.sum() + trunk_length.sum())
+        returns.reshape(shape),
+        success.reshape(shape),
+        float(trunk_success.mean()),
+        int(length.sum() + trunk_length.sum()),
     )
 
 
 def _returns(success, reward, length, horizon: int, config: LoopConfig) -> np.ndarray:
-    # R = reward at the stop * (1 - time_penalty * T / horizon); an episode that never stopped returns its last reward
-    # as it is: 0 in the real environment, the reflector's small value in the dream (a continuous signal).
+    # R = reward at the stop * (1 - time_penalty * T / horizon); an episode that never stopped
+    # returns its last reward as it is: 0 in the real environment, the reflector's small value in
+    # the dream (a continuous signal).
     discount = np.where(success, 1 - config.time_penalty * length / horizon, 1.0)
     return (reward * discount).astype(np.float32)
 
 
-# --------------------------------------------------------------------------------------------------- update
+# ------------------------------------------------------------------------------------------- update
 
 
 def update(
@@ -230,21 +278,32 @@ def update(
     demonstrations: Callable[[], dict] | None = None,
 ) -> dict[str, float]:
     """One iteration's passes over the noisy decisions. Returns metrics; `first_ratio` must be 1."""
-    advantage = leave_one_out(torch.from_numpy(rollouts.returns)).flatten()[torch.from_numpy(rollouts.member)]
+    advantage = leave_one_out(torch.from_numpy(rollouts.returns)).flatten()[
+        torch.from_numpy(rollouts.member)
+    ]
     # Decisions of groups without spread have advantage 0: they carry no gradient and are left out.
     rows = torch.nonzero(advantage.abs() > 1e-6).flatten()
     spread = float((np.ptp(rollouts.returns, axis=1) > 1e-6).mean())
     metrics = {"groups_with_spread": spread, "return": float(rollouts.returns.mean())}
-    metrics |= {"success": float(rollouts.success.mean()), "mean_policy_success": rollouts.mean_success}
+    metrics |= {
+        "success": float(rollouts.success.mean()),
+        "mean_policy_success": rollouts.mean_success,
+    }
     shared = config.branch > 0
     infos: list[dict] = []
-    for epoch in range(config.epochs):
+    # Without any signal no step is made:
+    # Adam's momentum of earlier iterations must not move weights.
+    for epoch in range(config.epochs if len(rows) else 0):
         order = rows[torch.randperm(len(rows), generator=generator)]
         for mb in order.split(config.minibatch):
             mean, log_scale = policy.distribution(
-                to_float(torch.from_numpy(rollouts.image[mb])), torch.from_numpy(rollouts.state[mb]), rollouts.tokens[mb]
+                to_float(torch.from_numpy(rollouts.image[mb])),
+                torch.from_numpy(rollouts.state[mb]),
+                rollouts.tokens[mb],
             )
-            new = chunk_log_prob(rollouts.sample[mb], mean, log_scale + math.log(config.noise), shared)
+            new = chunk_log_prob(
+                rollouts.sample[mb], mean, log_scale + math.log(config.noise), shared
+            )
             loss, info = clipped_loss(new, rollouts.log_prob[mb], advantage[mb], config.clip)
             if config.anchor and demonstrations is not None:
                 loss = loss + config.anchor * policy(demonstrations())[0]
@@ -253,11 +312,18 @@ def update(
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             infos.append(info | {"scale": log_scale.detach().exp().mean().item()})
-        if infos and np.mean([i["kl"] for i in infos[-max(1, len(infos) // (epoch + 1)) :]]) > config.max_kl:
+        if (
+            infos
+            and np.mean([i["kl"] for i in infos[-max(1, len(infos) // (epoch + 1)) :]])
+            > config.max_kl
+        ):
             break
     if infos:
         metrics["first_ratio"] = infos[0]["ratio"]
-        metrics |= {name: float(np.mean([i[name] for i in infos])) for name in ("clip_fraction", "kl", "scale")}
+        metrics |= {
+            name: float(np.mean([i[name] for i in infos]))
+            for name in ("clip_fraction", "kl", "scale")
+        }
         metrics["epochs"] = epoch + 1
     return metrics
 
@@ -267,11 +333,15 @@ def no_signal(metrics: dict[str, float]) -> str | None:
     if metrics["groups_with_spread"] < 0.05:
         what = "succeed" if metrics["success"] > 0.5 else "fail"
         return (
-            f"no signal: in {1 - metrics['groups_with_spread']:.0%} of groups all rollouts {what} alike, so every advantage "
-            "is 0; use starts of mixed outcome, more noise, or a policy that succeeds at times"
+            f"no signal: in {1 - metrics['groups_with_spread']:.0%} of groups all rollouts {what} "
+            "alike, so every advantage is 0; use starts of mixed outcome, "
+            "more noise, or a policy that succeeds at times"
         )
     if metrics.get("clip_fraction", 0.0) > 0.5:
-        return "steps too large: more than half of the ratios are clipped; lower the learning rate or the epochs"
+        return (
+            "steps too large: more than half of the ratios are clipped; "
+            "lower the learning rate or the epochs"
+        )
     return None
 
 
@@ -284,7 +354,8 @@ def loop(
     demonstrations: Callable[[], dict] | None = None,
     on_iteration: Callable[[int, dict], None] | None = None,
 ) -> None:
-    """Post-train `policy` in place. draw_starts(iteration, G) gives the starts; on_iteration gets the metrics."""
+    """Post-train `policy` in place.
+    draw_starts(iteration, G) gives the starts; on_iteration gets the metrics."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
     rollout = branch_rollouts if config.branch else plain_rollouts

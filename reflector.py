@@ -1,15 +1,20 @@
-"""The instant reflector: a vision-language model that reads frames and instruction, gives the reward and says stop.
+"""The instant reflector: a vision-language model that reads frames and instruction,
+gives the reward and says stop.
 
-Paper's section: "Instant reflector": R(o_{1:t}, g) = sigmoid(head(h_t)) in [0, 1], trained with binary cross-entropy on
-per-frame success labels y_t; the episode stops when R > eta = 0.5, and R at the stop is the return of the rollout.
+Paper's section: "Instant reflector": R(o_{1:t}, g) = sigmoid(head(h_t)) in [0, 1], trained with
+binary cross-entropy on per-frame success labels y_t; the episode stops when R > eta = 0.5, and R at
+the stop is the return of the rollout.
 
     first frame, frame t-1, frame t --> vision encoder --> image tokens --.
-    instruction ---------------------------------------> text tokens -----+--> language model --> h_t --> head --> R
+    instruction --> text tokens ------------------------------------------+--> language model
+                                                                                     |
+                                                R <-- head <-- h_t <-----------------'
 
-# DEVIATION: the paper freezes a pretrained LLaVA and trains the head; the small preset builds the same LLaVA architecture of
-#   transformers (CLIP vision encoder, projector, Llama) from a small configuration and trains all of it; because no
-#   checkpoint fits on a laptop's CPU. Its vision encoder takes the three frames as 9 channels of one picture, so that
-#   patches can compare the same place at three times; a pretrained encoder would get three pictures.
+# DEVIATION: the paper freezes a pretrained LLaVA and trains the head; the small preset builds the
+#   same LLaVA architecture of transformers (CLIP vision encoder, projector, Llama) from a small
+#   configuration and trains all of it; because no checkpoint fits on a laptop's CPU. Its vision
+#   encoder takes the three frames as 9 channels of one picture, so that patches can compare the
+#   same place at three times; a pretrained encoder would get three pictures.
 """
 
 from __future__ import annotations
@@ -36,11 +41,15 @@ class ReflectorConfig:
     width: int = 128  # hidden size of both encoders
     layers: int = 3  # of the vision encoder; the language model has two
     threshold: float = 0.5  # eta [paper]; `calibrate` replaces it by the run's own
-    positive_weight: float = 0.0  # weight of successful frames in the loss; 0: balanced from the data
+    positive_weight: float = (
+        0.0  # weight of successful frames in the loss; 0: balanced from the data
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
-            raise ValueError(f"ReflectorConfig.threshold: got {self.threshold}, expected a value between 0 and 1")
+            raise ValueError(
+                f"ReflectorConfig.threshold: got {self.threshold}, expected a value between 0 and 1"
+            )
 
 
 class Reflector(nn.Module):
@@ -52,37 +61,53 @@ class Reflector(nn.Module):
 
         self.config = config
         vision = CLIPVisionConfig(
-            hidden_size=config.width, intermediate_size=2 * config.width, num_hidden_layers=config.layers + 1,
-            num_attention_heads=4, image_size=config.size, patch_size=config.patch, num_channels=9,
+            hidden_size=config.width, intermediate_size=2 * config.width,
+            num_hidden_layers=config.layers + 1, num_attention_heads=4,
+            image_size=config.size, patch_size=config.patch, num_channels=9,
         )  # fmt: skip
         text = LlamaConfig(
-            vocab_size=VOCABULARY + 1, hidden_size=config.width, intermediate_size=2 * config.width, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512, pad_token_id=0,
+            vocab_size=VOCABULARY + 1, hidden_size=config.width, intermediate_size=2 * config.width,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+            max_position_embeddings=512, pad_token_id=0,
         )  # fmt: skip
         # vision_feature_layer -2, as LLaVA: the last vision layer is not used.
-        self.vlm = LlavaModel(LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN))
+        self.vlm = LlavaModel(
+            LlavaConfig(
+                vision_config=vision,
+                text_config=text,
+                image_token_index=IMAGE_TOKEN,
+                attn_implementation="eager",  # torch's fused attention is slow on a CPU at this size
+            )
+        )
         self.patches = (config.size // config.patch) ** 2
         self.head = nn.Linear(config.width, 1)
         self.register_buffer("threshold", torch.tensor(config.threshold))
 
     def logits(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, 9, H, W) float in [-0.5, 0.5] (first, previous, current) and (B, L) -> (B,) logits of success."""
+        """(B, 9, H, W) float in [-0.5, 0.5] (first, previous, current) and (B, L)
+        -> (B,) logits of success."""
         b = len(frames)
-        # The prompt: image placeholders, then the instruction, padded on its left so that the last token is always a word.
-        placeholders = torch.full((b, self.patches), IMAGE_TOKEN)
-        order = (tokens > 0).long().argsort(dim=1, stable=True)
-        words = tokens.gather(1, order)
-        ids = torch.cat([placeholders, words], dim=1)
-        mask = torch.cat([torch.ones_like(placeholders), (words > 0).long()], dim=1)
-        hidden = self.vlm(input_ids=ids, pixel_values=4 * frames, attention_mask=mask, use_cache=False).last_hidden_state
-        return self.head(hidden[:, -1].float()).squeeze(-1)  # h_t: the last token has read everything
+        # The prompt: padding, image placeholders, instruction. All padding goes to the very left:
+        # the last token is then always a word, and the distance from image to words (rotary
+        # positions) does not depend on the padding.
+        ids = torch.cat([torch.full((b, self.patches), IMAGE_TOKEN), tokens], dim=1)
+        ids = ids.gather(1, (ids > 0).long().argsort(dim=1, stable=True))
+        mask = (ids > 0).long()
+        hidden = self.vlm(
+            input_ids=ids, pixel_values=4 * frames, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        return self.head(hidden[:, -1].float()).squeeze(
+            -1
+        )  # h_t: the last token has read everything
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        """Binary cross-entropy on {"frames" (B, 3, H, W, 3) uint8, "tokens" (B, L), "label" (B,) float}.
+        """Binary cross-entropy on {"frames" (B, 3, H, W, 3) uint8, "tokens" (B, L),
+        "label" (B,) float}.
 
             loss = -( w y log R + (1 - y) log(1 - R) )
 
-        The batches hold half positives and half negatives (`frame_batches`), so w = 1 unless configured.
+        The batches hold half positives and half negatives (`frame_batches`), so w = 1 unless
+        configured.
         """
         frames = stack_frames(batch["frames"])
         if self.training:
@@ -95,7 +120,8 @@ class Reflector(nn.Module):
 
     @torch.no_grad()
     def reward(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """R in [0, 1], (B,), for (B, 3, H, W, 3) uint8 frames (first, previous, current) and tokens (B, L)."""
+        """R in [0, 1], (B,), for (B, 3, H, W, 3) uint8 frames (first, previous, current)
+        and tokens (B, L)."""
         return torch.sigmoid(self.logits(stack_frames(frames), tokens))
 
     def description(self) -> dict:
@@ -109,9 +135,11 @@ def stack_frames(frames: torch.Tensor) -> torch.Tensor:
 
 
 def _augment(frames: torch.Tensor) -> torch.Tensor:
-    """What a dream gets wrong: slight shifts, noise, blur and brightness, the same for the three frames of a row.
+    """What a dream gets wrong: slight shifts, noise, blur and brightness,
+    the same for the three frames of a row.
 
-    The reflector is trained on real frames but judges imagined ones; these are the artefacts of the small simulator.
+    The reflector is trained on real frames but judges imagined ones; these are the artefacts of the
+    small simulator.
     """
     b = len(frames)
     frames = random_shift(frames, 2)
@@ -122,17 +150,23 @@ def _augment(frames: torch.Tensor) -> torch.Tensor:
 
 
 def reflector_frames(images: np.ndarray, t: int) -> np.ndarray:
-    """The frames that the reflector reads at time t of an episode's images (T+1, H, W, 3): first, previous, current."""
+    """The frames that the reflector reads at time t of an episode's images (T+1, H, W, 3):
+    first, previous, current."""
     return images[[0, max(t - 1, 0), t]]
 
 
 def frame_batches(episodes, batch: int, seed: int):
-    """A `sample(step)` for fit.fit: frames of all episodes, tasks drawn evenly, half of each batch successful frames."""
+    """A `sample(step)` for fit.fit: frames of all episodes, tasks drawn evenly,
+    half of each batch successful frames."""
     rng = np.random.default_rng(seed)
     tasks = sorted({episode.task for episode in episodes})
     pools = {
         (task, label): [
-            (e, t) for e in episodes if e.task == task for t in range(len(e) + 1) if bool(e.success[t]) == label
+            (e, t)
+            for e in episodes
+            if e.task == task
+            for t in range(len(e) + 1)
+            if bool(e.success[t]) == label
         ]
         for task in tasks
         for label in (False, True)
@@ -158,18 +192,22 @@ def frame_batches(episodes, batch: int, seed: int):
 
 
 def judge_episodes(reflector: Reflector, episodes) -> list[np.ndarray]:
-    """R of every frame after the first of every episode: arrays (T,) float32 (a stop is only possible after a decision)."""
+    """R of every frame after the first of every episode: arrays (T,) float32
+    (a stop is only possible after a decision)."""
     curves = []
     for episode in episodes:
-        frames = torch.from_numpy(np.stack([reflector_frames(episode.image, t) for t in range(1, len(episode) + 1)]))
+        frames = torch.from_numpy(
+            np.stack([reflector_frames(episode.image, t) for t in range(1, len(episode) + 1)])
+        )
         tokens = tokenize([episode.instruction]).expand(len(frames), TOKENS)
         curves.append(reflector.reward(frames, tokens).numpy())
     return curves
 
 
 def calibrate(reflector: Reflector, episodes, max_false_stops: float = 0.05) -> float:
-    """Set the threshold to the lowest eta in {0.5, 0.55, ... 0.95, 0.98} that stops falsely in at most the given share of
-    held-out episodes (a false stop: R > eta at a frame before the first success). Falls back to the highest."""
+    """Set the threshold to the lowest eta in {0.5, 0.55, ... 0.95, 0.98} that stops falsely in at
+    most the given share of held-out episodes (a false stop: R > eta at a frame before the first
+    success). Falls back to the highest."""
     curves = judge_episodes(reflector, episodes)
     for eta in (*np.arange(0.5, 0.96, 0.05), 0.98):
         reflector.threshold.fill_(float(eta))

@@ -2,14 +2,17 @@
 
     runs/default/
         config.json               every setting of the run
-        stages.json               finished stages with seconds, peak memory, ledger entries and results
+        stages.json               finished stages with seconds, peak memory, ledger entries
+                                  and results
         metrics.jsonl             one line per logged step
-        checkpoints/*.safetensors policy (SFT and post-trained), simulator, reflector; each with its settings in the header
+        checkpoints/*.safetensors policy (SFT and post-trained), simulator, reflector;
+                                  each with its settings in the header
         episodes/                 demonstrations and exploration, see demos.py
         pictures/                 contact sheet, dream strips, films
         report.md
 
-Every file is written whole or not at all (temporary file, flush, rename), so a killed run resumes after its last stage.
+Every file is written whole or not at all (temporary file, flush, rename), so a killed run resumes
+after its last stage.
 """
 
 from __future__ import annotations
@@ -47,16 +50,22 @@ class RunConfig:
     exploration: int = 40  # exploration episodes per task; real interactions, counted in the ledger
     exploration_noise: float = 1.5  # times the policy's Laplace scale
     test_starts: int = 50  # test starts per task in the evaluation stage
-    rl_env: str = "dream"  # where RL rolls out: "dream" (the method) or "real" (the simulator-LOOP baseline)
+    rl_env: str = (
+        "dream"  # where RL rolls out: "dream" (the method) or "real" (the simulator-LOOP baseline)
+    )
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    sft: FitConfig = field(default_factory=lambda: FitConfig(steps=1500, batch=64))
+    sft: FitConfig = field(default_factory=lambda: FitConfig(steps=3000, batch=64))
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     simulator_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=1500, batch=32, learning_rate=5e-4, ema=0.99, bf16=True)
+        default_factory=lambda: FitConfig(
+            steps=1000, batch=32, learning_rate=5e-4, ema=0.99, bf16=True
+        )
     )
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)
-    reflector_fit: FitConfig = field(default_factory=lambda: FitConfig(steps=700, learning_rate=5e-4, ema=0.99))
+    reflector_fit: FitConfig = field(
+        default_factory=lambda: FitConfig(steps=500, learning_rate=5e-4, ema=0.99)
+    )
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
@@ -65,17 +74,23 @@ class RunConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if not 0 <= self.seed < 100:
-            raise ValueError(f"seed: got {self.seed}, expected 0 to 99 (each seed owns its own demonstration starts)")
+            raise ValueError(
+                f"seed: got {self.seed}, expected 0 to 99 "
+                "(each seed owns its own demonstration starts)"
+            )
         if self.rl_env not in ("dream", "real"):
             raise ValueError(f"env: got {self.rl_env!r}, expected 'dream' or 'real'")
         if not (self.env.size == self.policy.size == self.simulator.size == self.reflector.size):
-            raise ValueError("the image size must be the same in env, policy, simulator and reflector")
+            raise ValueError(
+                "the image size must be the same in env, policy, simulator and reflector"
+            )
         if not (self.env.chunk == self.policy.chunk == self.simulator.chunk):
             raise ValueError("the chunk must be the same in env, policy and simulator")
 
 
 def preset(name: str) -> RunConfig:
-    """`cpu` (default: the reported runs), `debug` (everything tiny: the whole loop in a minute), `gpu` (larger)."""
+    """`cpu` (default: the reported runs), `debug` (everything tiny: the whole loop in a minute),
+    `gpu` (larger)."""
     if name == "cpu":
         return RunConfig()
     if name == "debug":
@@ -106,6 +121,7 @@ def preset(name: str) -> RunConfig:
 
 
 def config_to_json(config: RunConfig) -> str:
+    """The text of config.json; `config_from_json` reads it back."""
     return json.dumps(asdict(config), indent=1)
 
 
@@ -114,7 +130,9 @@ def config_from_json(text: str) -> RunConfig:
     try:
         return _build(RunConfig, json.loads(text))
     except (ValueError, TypeError, KeyError) as error:
-        raise BadRun(f"config.json is not readable ({error}); start a new run with another --out") from error
+        raise BadRun(
+            f"config.json is not readable ({error}); start a new run with another --out"
+        ) from error
 
 
 def _build(kind, values: dict):
@@ -130,7 +148,7 @@ def _build(kind, values: dict):
     return kind(**built)
 
 
-# ---------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 
 def save_part(path: Path, part: nn.Module, description: dict) -> None:
@@ -143,7 +161,8 @@ def save_part(path: Path, part: nn.Module, description: dict) -> None:
 
 
 def load_part(path: Path, part: nn.Module, description: dict) -> None:
-    """Read weights into `part`; raises BadRun when the file is missing, damaged or of other settings."""
+    """Read weights into `part`; raises BadRun when the file is missing,
+    damaged or of other settings."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -153,10 +172,15 @@ def load_part(path: Path, part: nn.Module, description: dict) -> None:
             saved = json.loads((file.metadata() or {}).get("description", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, ValueError, OSError) as error:
-        raise BadRun(f"{path}: damaged or truncated ({error}); delete it and train again") from error
+        raise BadRun(
+            f"{path}: damaged or truncated ({error}); delete it and train again"
+        ) from error
     expected = json.loads(json.dumps(description))
     if saved != expected:
-        raise BadRun(f"{path}: made with other settings than this run's ({_first_difference(saved, expected)})")
+        raise BadRun(
+            f"{path}: made with other settings than this run's "
+            f"({_first_difference(saved, expected)})"
+        )
     try:
         part.load_state_dict(tensors)
     except RuntimeError as error:
@@ -173,7 +197,7 @@ def _first_difference(saved, expected) -> str:
     return "unknown settings"
 
 
-# ------------------------------------------------------------------------------------------------ the folder
+# --------------------------------------------------------------------------------------- the folder
 
 
 class Run:
@@ -187,16 +211,26 @@ class Run:
             try:
                 self.stages = json.loads(path.read_text())
             except ValueError as error:
-                raise BadRun(f"{path}: not readable ({error}); delete it to run every stage again") from error
+                raise BadRun(
+                    f"{path}: not readable ({error}); delete it to run every stage again"
+                ) from error
 
     @classmethod
     def create(cls, folder: Path, config: RunConfig) -> Run:
-        """Open a folder for `config`: a new one, or one that was begun with the very same settings."""
+        """Open a folder for `config`: a new one,
+        or one that was begun with the very same settings."""
         folder = Path(folder)
         path = folder / "config.json"
         if path.is_file():
-            if config_from_json(path.read_text()) != config:
-                raise BadRun(f"{folder} holds a run with other settings; choose another --out, or delete that folder")
+            saved = config_from_json(path.read_text())
+            if saved != config:
+                difference = _first_difference(
+                    *(json.loads(config_to_json(c)) for c in (saved, config))
+                )
+                raise BadRun(
+                    f"{folder} holds a run with other settings ({difference}); "
+                    "choose another --out, or delete that folder"
+                )
         else:
             if folder.is_dir() and any(folder.iterdir()):
                 raise BadRun(f"{folder} is not empty and not a run folder; choose another --out")
@@ -209,13 +243,18 @@ class Run:
         """Open an existing run folder to read it."""
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise BadRun(f"{folder}: not a run folder (no config.json); make one with: python cli.py train --out {folder}")
+            raise BadRun(
+                f"{folder}: not a run folder (no config.json); "
+                f"make one with: python cli.py train --out {folder}"
+            )
         return cls(Path(folder), config_from_json(path.read_text()))
 
     def finish_stage(self, name: str, seconds: float, result: dict) -> None:
         from evaluate import peak_memory_gib
 
-        entry = {"seconds": round(seconds, 1), "peak_gib": round(peak_memory_gib(), 2), **result}
+        # The stage's own time goes last: the result of a fit brings a "seconds" too,
+        # that of its steps alone.
+        entry = {**result, "seconds": round(seconds, 1), "peak_gib": round(peak_memory_gib(), 2)}
         self.stages[name] = entry
         write_atomically(self.folder / "stages.json", json.dumps(self.stages, indent=1).encode())
 
@@ -259,4 +298,5 @@ class Run:
 
 
 def seed_everything(seed: int) -> None:
+    """Torch's global generator; every other source of chance is given a seed of its own."""
     torch.manual_seed(seed)

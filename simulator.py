@@ -1,22 +1,25 @@
 """The world simulator: a video diffusion model that imagines the next frame from memory and action.
 
-Paper's section: "World simulator" (a diffusion U-Net with an action map, a memory of past frames, and features of a
-reference image by cross-attention).
+Paper's section: "World simulator" (a diffusion U-Net with an action map, a memory of past frames,
+and features of a reference image by cross-attention).
 
-    memory: frames t, t-1, t/2, 0 --fold--.
-    action map of s_t and s_{t+1} --fold--+--> U-Net --> x_0 = (o_{t+1} - o_t), the change --> o_{t+1}
-    noise x_tau -----------------------fold'     ^  ^
-                                                 |  '-- action chunk, state (added to the time embedding)
+    memory: frames t, t-1, t/2, 0 -fold-.
+    action map of s_t and s_{t+1} -fold-+--> U-Net --> x_0 = (o_{t+1} - o_t), the change --> o_{t+1}
+    noise x_tau -------------------fold-'     ^ ^
+                                              | '-- action chunk, state
+                                              |     (added to the time embedding)
     reference image (frame 0) --> encoder --> tokens (cross-attention at two resolutions)
 
-Symbols: o frame, s state, a chunk, tau diffusion time, F fold (F x F pixels become channels), M memory frames.
+Symbols: o frame, s state, a chunk, tau diffusion time, F fold (F x F pixels become channels),
+M memory frames.
 
-# DEVIATION: the paper fine-tunes a pretrained latent video diffusion model (EVAC); the small preset trains a U-Net of
-#   diffusers from scratch on folded pixels; because no checkpoint fits on a laptop's CPU, and folding is lossless.
-# DEVIATION: the paper's reference features are VGGT and CLIP; the small preset learns a small encoder for them, behind the
-#   same argument (`reference_tokens`).
-# DEVIATION: forward kinematics is fitted by least squares instead of taken from a robot model; because Meta-World moves the
-#   hand by a mocap weld, whose lag no URDF describes.
+# DEVIATION: the paper fine-tunes a pretrained latent video diffusion model (EVAC); the small preset
+#   trains a U-Net of diffusers from scratch on folded pixels; because no checkpoint fits on a
+#   laptop's CPU, and folding is lossless.
+# DEVIATION: the paper's reference features are VGGT and CLIP; the small preset learns a small
+#   encoder for them, behind the same argument (`reference_tokens`).
+# DEVIATION: forward kinematics is fitted by least squares instead of taken from a robot model;
+#   because Meta-World moves the hand by a mocap weld, whose lag no URDF describes.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fit import bf16_autocast
 from tasks import ACTION_DIM, STATE_DIM, Camera
 
 MEMORY = 4  # M: the current frame, the one before, the one half-way back, and the first
@@ -39,21 +43,32 @@ class SimulatorConfig:
 
     size: int = 64  # pixels
     chunk: int = 4  # K
-    fold: int = 4  # F x F pixels are folded into channels: the U-Net works on size/F [measured here]
-    channels: tuple[int, ...] = (96, 128, 160)  # of the U-Net at size/F, size/2F, size/4F
-    sampling_steps: int = 1  # denoising steps per frame, 1-4; one is as good as three by PSNR [measured here]
-    change_scale: float = 4.0  # the change between frames is multiplied by this, so that its spread is near 1
+    fold: int = (
+        4  # F x F pixels are folded into channels: the U-Net works on size/F [measured here]
+    )
+    channels: tuple[int, ...] = (64, 96, 128)  # of the U-Net at size/F, size/2F, size/4F
+    sampling_steps: int = (
+        1  # denoising steps per frame, 1-4; one is as good as three by PSNR [measured here]
+    )
+    change_scale: float = (
+        4.0  # the change between frames is multiplied by this, so that its spread is near 1
+    )
     moving_weight: float = 10.0  # extra weight of pixels that change by more than 5 % of the range
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= 50:
-            raise ValueError(f"SimulatorConfig.sampling_steps: got {self.sampling_steps}, expected 1 to 50")
+            raise ValueError(
+                f"SimulatorConfig.sampling_steps: got {self.sampling_steps}, expected 1 to 50"
+            )
         if self.size % (4 * self.fold):
-            raise ValueError(f"SimulatorConfig: size {self.size} is not a multiple of 4 * fold = {4 * self.fold}")
+            raise ValueError(
+                f"SimulatorConfig: size {self.size} is not a multiple of 4 * fold = {4 * self.fold}"
+            )
 
 
 class ReferenceEncoder(nn.Module):
-    """Reference image (B, 3, H, W) -> (B, (H/8)(W/8), 64) tokens: what is where in the scene at the start."""
+    """Reference image (B, 3, H, W) -> (B, (H/8)(W/8), 64) tokens:
+    what is where in the scene at the start."""
 
     dim = 64
 
@@ -70,11 +85,13 @@ class ReferenceEncoder(nn.Module):
 
 
 class Simulator(nn.Module):
-    """The world simulator. `loss, metrics = simulator(batch)` trains it; `next_frame` and `next_state` imagine."""
+    """The world simulator. `loss, metrics = simulator(batch)` trains it;
+    `next_frame` and `next_state` imagine."""
 
     def __init__(self, config: SimulatorConfig, camera: Camera):
         super().__init__()
         from diffusers import DDIMScheduler, UNet2DConditionModel
+        from diffusers.models.attention_processor import AttnProcessor
 
         self.config, self.camera = config, camera
         frame_channels = 3 * config.fold**2
@@ -84,7 +101,8 @@ class Simulator(nn.Module):
             in_channels=frame_channels * (1 + MEMORY + 1),
             out_channels=frame_channels,
             block_out_channels=config.channels,
-            down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (len(config.channels) - 1),
+            down_block_types=("DownBlock2D",)
+            + ("CrossAttnDownBlock2D",) * (len(config.channels) - 1),
             up_block_types=("CrossAttnUpBlock2D",) * (len(config.channels) - 1) + ("UpBlock2D",),
             layers_per_block=1,
             attention_head_dim=32,
@@ -93,22 +111,29 @@ class Simulator(nn.Module):
             class_embed_type="projection",
             projection_class_embeddings_input_dim=config.chunk * ACTION_DIM + 2 * STATE_DIM,
         )
+        # Plain matrix products: the fused attention of torch takes 60 % of a training step on a
+        # CPU, for pictures of 64 tokens [measured here].
+        self.unet.set_attn_processor(AttnProcessor())
         self.reference = ReferenceEncoder(config.size)
-        # One scheduler trains (add_noise) and samples (DDIM). The network predicts x_0 itself, so that a single step from
-        # pure noise is already the best guess of the next frame. "trailing": the first step is at the noisiest time.
+        # One scheduler trains (add_noise) and samples (DDIM). The network predicts x_0 itself, so
+        # that a single step from pure noise is already the best guess of the next frame.
+        # "trailing": the first step is at the noisiest time.
         self.scheduler = DDIMScheduler(
             num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample",
             timestep_spacing="trailing", clip_sample=False, rescale_betas_zero_snr=True,
         )  # fmt: skip
         # Linear kinematics s_{t+1} = W^T [s_t, a_t, 1], fitted by `fit_kinematics`.
-        self.register_buffer("kinematics", torch.zeros(STATE_DIM + config.chunk * ACTION_DIM + 1, STATE_DIM))
+        self.register_buffer(
+            "kinematics", torch.zeros(STATE_DIM + config.chunk * ACTION_DIM + 1, STATE_DIM)
+        )
         self.register_buffer("state_low", torch.full((STATE_DIM,), -2.0))
         self.register_buffer("state_high", torch.full((STATE_DIM,), 2.0))
 
     # -- kinematics
 
     def fit_kinematics(self, episodes) -> float:
-        """Least squares on (state, chunk) -> next state; returns the mean position error in millimetres.
+        """Least squares on (state, chunk) -> next state;
+        returns the mean position error in millimetres.
 
         W = argmin sum || s_{t+1} - W^T [s_t, a_t, 1] ||^2
         """
@@ -132,7 +157,8 @@ class Simulator(nn.Module):
     def action_map(self, state: torch.Tensor, next_state: torch.Tensor) -> torch.Tensor:
         """Markers of the current and next hand position on black, (B, 3, H, W) float in [0, 1].
 
-        Each pose is projected through the camera and drawn as exp(-d^2 / (2 sigma^2)), sigma = 2 pixels at 64.
+        Each pose is projected through the camera and drawn as
+        exp(-d^2 / (2 sigma^2)), sigma = 2 pixels at 64.
         Channels: current position; next position; next position times the gripper's opening.
         """
         size = self.config.size
@@ -148,27 +174,36 @@ class Simulator(nn.Module):
         return torch.stack([maps[0], maps[1], maps[1] * opening], dim=1)
 
     def _denoise(self, noisy, time, memory, state, next_state, action, tokens) -> torch.Tensor:
-        """The U-Net: folded noisy change (B, 3FF, h, w) at time (B,) -> folded x_0 of the same shape."""
+        """The U-Net: folded noisy change (B, 3FF, h, w) at time (B,)
+        -> folded x_0 of the same shape."""
         fold = self.config.fold
         drawn = self.action_map(state, next_state)
         b, m, c, h, w = memory.shape
-        condition = F.pixel_unshuffle(torch.cat([memory.reshape(b, m * c, h, w), drawn], dim=1), fold)
+        condition = F.pixel_unshuffle(
+            torch.cat([memory.reshape(b, m * c, h, w), drawn], dim=1), fold
+        )
         vector = torch.cat([action.flatten(1), state, next_state], dim=1)
         return self.unet(
-            torch.cat([noisy, condition], dim=1), time, encoder_hidden_states=tokens, class_labels=vector
+            torch.cat([noisy, condition], dim=1),
+            time,
+            encoder_hidden_states=tokens,
+            class_labels=vector,
         ).sample
 
     def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
-        """First frame (B, 3, H, W) float -> cross-attention tokens (B, tokens, 64); computed once per episode."""
+        """First frame (B, 3, H, W) float -> cross-attention tokens (B, tokens, 64);
+        computed once per episode."""
         return self.reference(first)
 
     # -- training
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        """Denoising loss on {"memory" (B,M,H,W,3) uint8, "next" (B,H,W,3) uint8, "state", "next_state", "action"}.
+        """Denoising loss on {"memory" (B,M,H,W,3) uint8, "next" (B,H,W,3) uint8,
+        "state", "next_state", "action"}.
 
-            x_0 = c * (o_{t+1} - o_t),   x_tau = sqrt(abar_tau) x_0 + sqrt(1 - abar_tau) eps
-            loss = mean( w * (x_0 - f(x_tau, tau, conditions))^2 ),   w = 1 + moving_weight where |o_{t+1} - o_t| > 5 %
+        x_0 = c * (o_{t+1} - o_t),   x_tau = sqrt(abar_tau) x_0 + sqrt(1 - abar_tau) eps
+        loss = mean( w * (x_0 - f(x_tau, tau, conditions))^2 ),
+               w = 1 + moving_weight where |o_{t+1} - o_t| > 5 %
         """
         memory, following = _to_float(batch["memory"]), _to_float(batch["next"])
         change = following - memory[:, 0]
@@ -180,12 +215,14 @@ class Simulator(nn.Module):
         noise = torch.randn_like(target)
         noisy = self.scheduler.add_noise(target, noise, time)
         if self.training:  # imagined memories are never perfect: train on slightly wrong ones
-            memory = memory + 0.02 * torch.randn_like(memory) * torch.rand(b, 1, 1, 1, 1)
+            memory = memory + 0.08 * (torch.rand_like(memory) - 0.5) * torch.rand(b, 1, 1, 1, 1)
         tokens = self.reference_tokens(memory[:, -1])
         predicted = self._denoise(
             noisy, time, memory, batch["state"], batch["next_state"], batch["action"], tokens
         )
-        moving = F.pixel_unshuffle((change.abs().amax(1, keepdim=True) > 0.05).float().expand_as(change), self.config.fold)
+        moving = F.pixel_unshuffle(
+            (change.abs().amax(1, keepdim=True) > 0.05).float().expand_as(change), self.config.fold
+        )
         weight = 1 + self.config.moving_weight * moving
         loss = (weight * (predicted.float() - target) ** 2).mean()
         return loss, {}
@@ -193,10 +230,13 @@ class Simulator(nn.Module):
     # -- imagination
 
     @torch.no_grad()
-    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None) -> torch.Tensor:
+    def next_frame(
+        self, memory, state, next_state, action, tokens=None, generator=None
+    ) -> torch.Tensor:
         """Imagine o_{t+1}.
 
-        memory: (B, M, H, W, 3) uint8, newest first (see `memory_indices`); state, next_state: (B, S); action: (B, K, A).
+        memory: (B, M, H, W, 3) uint8, newest first (see `memory_indices`);
+        state, next_state: (B, S); action: (B, K, A).
         Returns (B, H, W, 3) uint8. With one sampling step the noise is drawn but hardly matters.
         """
         memory = _to_float(memory)
@@ -206,7 +246,10 @@ class Simulator(nn.Module):
         x = torch.randn((b, 3 * self.config.fold**2, side, side), generator=generator)
         self.scheduler.set_timesteps(self.config.sampling_steps)
         for time in self.scheduler.timesteps:
-            predicted = self._denoise(x, time, memory, state, next_state, action, tokens).float()
+            with bf16_autocast():
+                predicted = self._denoise(
+                    x, time, memory, state, next_state, action, tokens
+                ).float()
             x = self.scheduler.step(predicted, time, x).prev_sample
         change = F.pixel_shuffle(x, self.config.fold) / self.config.change_scale
         frame = (memory[:, 0] + change + 0.5).clamp(0, 1)
@@ -218,7 +261,8 @@ class Simulator(nn.Module):
 
 
 def memory_indices(t: int) -> list[int]:
-    """Frames of the history that are remembered at time t: newest first, the first frame last (paper: "Memory")."""
+    """Frames of the history that are remembered at time t: newest first,
+    the first frame last (paper: "Memory")."""
     return [t, max(t - 1, 0), t // 2, 0]
 
 
@@ -228,14 +272,19 @@ def _to_float(image: torch.Tensor) -> torch.Tensor:
 
 
 def _kinematic_inputs(state: np.ndarray, action: np.ndarray) -> np.ndarray:
-    return np.concatenate([state, action.reshape(len(action), -1), np.ones((len(state), 1))], axis=1)
+    return np.concatenate(
+        [state, action.reshape(len(action), -1), np.ones((len(state), 1))], axis=1
+    )
 
 
 def transition_batches(episodes, batch: int, seed: int):
-    """A `sample(step)` for fit.fit: transitions of all episodes, tasks drawn evenly; frames stay uint8 until used."""
+    """A `sample(step)` for fit.fit: transitions of all episodes, tasks drawn evenly;
+    frames stay uint8 until used."""
     rng = np.random.default_rng(seed)
     tasks = sorted({episode.task for episode in episodes})
-    index = {task: [(e, t) for e in episodes if e.task == task for t in range(len(e))] for task in tasks}
+    index = {
+        task: [(e, t) for e in episodes if e.task == task for t in range(len(e))] for task in tasks
+    }
 
     def sample(step: int) -> dict[str, torch.Tensor]:
         picks = []

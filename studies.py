@@ -1,7 +1,10 @@
-"""Studies over tasks and runs: screening Meta-World for a default suite, and the summary of all committed runs.
+"""Studies over tasks and runs: screening Meta-World for a default suite,
+and the summary of all committed runs.
 
-    python cli.py screen           imitation from 5 demonstrations on every task the expert solves -> results/screening.md
-    python cli.py summary RUN...   collects finished runs into results/runs/*.json and writes results/summary.json
+python cli.py screen           imitation from 5 demonstrations on every task the expert solves
+                               -> results/screening.md
+python cli.py summary RUN...   collects finished runs into results/runs/*.json
+                               and writes results/summary.json
 """
 
 from __future__ import annotations
@@ -25,14 +28,20 @@ from train import hardware
 
 SCREEN_GROUP = 5  # tasks that share one policy while screening, as many as the default suite has
 SCREEN_STARTS = 30  # development starts per task
-KEEP = (0.3, 0.8)  # a task is kept where imitation solves this share: room to improve, and something to improve on
+KEEP = (
+    0.3,
+    0.8,
+)  # a task is kept where imitation solves this share: room to improve, and something to improve on
 
 
 def screen(folder: Path, say: Callable[[str], None]) -> None:
-    """Screen every task; resumable (one line per task in screening.jsonl, written as each group ends).
+    """Screen every task; resumable (one line per task in screening.jsonl,
+    written as each group ends).
 
-    1. The expert plays 5 development starts; a task is a candidate if it solves 4 within 25 decisions (of 30).
-    2. Candidates, in groups of 5, get one policy each group: 5 demonstrations per task, the cpu preset's architecture.
+    1. The expert plays 5 development starts; a task is a candidate if it solves 4 within 25
+       decisions (of 30).
+    2. Candidates, in groups of 5, get one policy each group: 5 demonstrations per task, the cpu
+       preset's architecture.
     3. Real success on 30 development starts per task; 30-80 % keeps the task.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,17 +87,26 @@ def _screen_group(env: VecRealEnv, group: list[str]) -> list[dict]:
     fit(policy, imitation_batches(episodes, 64, 0), FitConfig(steps=1500))
     solved = sorted({e.task for e in episodes})
     result = evaluate(policy, env, test_starts(tuple(solved), SCREEN_STARTS, "dev"), "oracle")
-    lengths = {t: float(np.mean([e.first_success for e in episodes if e.task == t])) for t in solved}
-    return [{"task": t, "success": result["tasks"][t]["success"], "expert_decisions": lengths[t]} for t in solved]
+    lengths = {
+        t: float(np.mean([e.first_success for e in episodes if e.task == t])) for t in solved
+    }
+    return [
+        {"task": t, "success": result["tasks"][t]["success"], "expert_decisions": lengths[t]}
+        for t in solved
+    ]
 
 
 def screening_table(rows: list[dict]) -> str:
+    """The text of results/screening.md."""
     lines = [
         "# Screening of Meta-World's tasks",
         "",
-        "`python cli.py screen`: imitation from 5 demonstrations (seed 0, 1,500 steps, one policy per group of five tasks),",
-        f"real success on {SCREEN_STARTS} development starts with Wilson's 95 % interval. Kept: {KEEP[0]:.0%}-{KEEP[1]:.0%}.",
-        "Tasks that are missing are not solved by Meta-World's expert in 4 of 5 starts within 25 decisions.",
+        "`python cli.py screen`: imitation from 5 demonstrations "
+        "(seed 0, 1,500 steps, one policy per group of five tasks),",
+        f"real success on {SCREEN_STARTS} development starts with Wilson's 95 % interval. "
+        f"Kept: {KEEP[0]:.0%}-{KEEP[1]:.0%}.",
+        "Tasks that are missing are not solved by Meta-World's expert in 4 of 5 starts "
+        "within 25 decisions.",
         "",
         "| task | imitation | interval | expert's decisions | kept |",
         "|---|---|---|---|---|",
@@ -97,21 +115,25 @@ def screening_table(rows: list[dict]) -> str:
         low, high = wilson(round(row["success"] * SCREEN_STARTS), SCREEN_STARTS)
         kept = "yes" if KEEP[0] <= row["success"] <= KEEP[1] else ""
         lines.append(
-            f"| {row['task']} | {row['success']:.2f} | {low:.2f}-{high:.2f} | {row['expert_decisions']:.0f} | {kept} |"
+            f"| {row['task']} | {row['success']:.2f} | {low:.2f}-{high:.2f} | "
+            f"{row['expert_decisions']:.0f} | {kept} |"
         )
     return "\n".join(lines) + "\n"
 
 
-# ----------------------------------------------------------------------------------------------- summary
+# ------------------------------------------------------------------------------------------ summary
 
 
 def collect(run_folders: list[Path], results: Path) -> None:
-    """Copy what finished runs measured (settings, stages; no weights, no films) to results/runs/<name>.json."""
+    """Copy what finished runs measured (settings, stages; no weights, no films)
+    to results/runs/<name>.json."""
     commit = _commit()
     for folder in run_folders:
         run = Run.open(folder)
         if "evaluate" not in run.stages:
-            raise BadRun(f"{folder}: not finished (no evaluate stage); run train again to finish it")
+            raise BadRun(
+                f"{folder}: not finished (no evaluate stage); run train again to finish it"
+            )
         target = results / "runs" / f"{Path(folder).name}.json"
         if target.is_file() and json.loads(target.read_text())["stages"] == run.stages:
             continue  # the same run is there already: its commit stays the one it was made with
@@ -129,33 +151,54 @@ def collect(run_folders: list[Path], results: Path) -> None:
 def _command(run: Run) -> str:
     config = run.config
     where = " --env real" if config.rl_env == "real" else ""
-    return f"python cli.py train --demos {config.demos} --seed {config.seed} --starts {config.test_starts}{where}"
+    return (
+        f"python cli.py train --demos {config.demos} --seed {config.seed} "
+        f"--starts {config.test_starts}{where}"
+    )
 
 
 def _commit() -> str:
     try:
-        answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
         return answer.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def summarize_runs(results: Path) -> dict:
-    """results/runs/*.json -> results/summary.json: one flat object, every value with interval, n, command and commit."""
+    """results/runs/*.json -> results/summary.json: one flat object,
+    every value with interval, n, command and commit."""
     records = [json.loads(path.read_text()) for path in sorted((results / "runs").glob("*.json"))]
     dream = [r for r in records if r["config"]["rl_env"] == "dream"]
     real = [r for r in records if r["config"]["rl_env"] == "real"]
     summary: dict[str, dict] = {}
     if dream or real:
-        _put(summary, "sft_success", _unique_seeds(dream + real), lambda r: _success(r, "sft", "oracle"))
+        _put(
+            summary,
+            "sft_success",
+            _unique_seeds(dream + real),
+            lambda r: _success(r, "sft", "oracle"),
+        )
     if real:
         _put(summary, "simulator_loop_gain", real, lambda r: _gain(r, "oracle", "oracle"))
         _put(summary, "simulator_loop_success", real, lambda r: _success(r, "policy", "oracle"))
         low = summary["simulator_loop_gain"]
         summary["simulator_loop_gain_low"] = low | {"value": low["low"]}
     if dream:
-        _put(summary, "train_minutes", dream, lambda r: sum(s["seconds"] for s in r["stages"].values()) / 60)
-        _put(summary, "train_peak_gib", dream, lambda r: max(s["peak_gib"] for s in r["stages"].values()))
+        _put(
+            summary,
+            "train_minutes",
+            dream,
+            lambda r: sum(s["seconds"] for s in r["stages"].values()) / 60,
+        )
+        _put(
+            summary,
+            "train_peak_gib",
+            dream,
+            lambda r: max(s["peak_gib"] for s in r["stages"].values()),
+        )
         for depth in ("1", "5", "last"):
             for kind in ("sim", "copy"):
                 key = f"{kind}_psnr_{depth}"
@@ -163,12 +206,20 @@ def summarize_runs(results: Path) -> dict:
         for key in ("reflector_auroc", "reflector_false_stops", "recall_at_success"):
             _put(summary, key, dream, lambda r, key=key: r["stages"]["reflector"][key])
         _put(summary, "dream_gain_oracle", dream, lambda r: _gain(r, "oracle", "oracle"))
-        # Without the oracle: SFT runs to the horizon and its end counts; the post-trained policy has the reflector's stop.
+        # Without the oracle: SFT runs to the horizon and its end counts;
+        # the post-trained policy has the reflector's stop.
         _put(summary, "dream_gain_no_oracle", dream, lambda r: _gain(r, "none", "reflector"))
         _put(summary, "sft_success_no_stop", dream, lambda r: _success(r, "sft", "none"))
-        _put(summary, "sft_success_reflector_stop", dream, lambda r: _success(r, "sft", "reflector"))
+        _put(
+            summary, "sft_success_reflector_stop", dream, lambda r: _success(r, "sft", "reflector")
+        )
         _put(summary, "dream_success", dream, lambda r: _success(r, "policy", "oracle"))
-        _put(summary, "dream_success_reflector_stop", dream, lambda r: _success(r, "policy", "reflector"))
+        _put(
+            summary,
+            "dream_success_reflector_stop",
+            dream,
+            lambda r: _success(r, "policy", "reflector"),
+        )
     write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 

@@ -1,21 +1,26 @@
 """The real environment: Meta-World tasks in MuJoCo, seen through one camera, played in chunks.
 
-Paper's section: "Evaluation" (the real environment) and the source of every real frame in the project.
-This is the bottom of the project: it imports no torch, so that worker processes stay small.
+Paper's section: "Evaluation" (the real environment) and the source of every real frame in the
+project. This is the bottom of the project: it imports no torch, so that worker processes stay
+small.
 
-    start seed --reset--> image, state, instruction --step(chunk of K actions)--> image, state, success
+    start seed --reset--> image, state, instruction
+               --step(chunk of K actions)--> image, state, success
 
 Axis legend used in every file of the project:
-    B  environments played side by side     K  environment steps in one action chunk (one *decision*)
-    H, W  image height, width in pixels      A  action dimensions (4)          S  state dimensions (4)
+    B  environments played side by side     H, W  image height, width in pixels
+    K  environment steps in one action chunk (one *decision*)
+    A  action dimensions (4)                S  state dimensions (4)
 
-# DEVIATION: the paper evaluates on LIBERO with a 7-D end-effector action; here Meta-World's 4-D action
-#   (dx, dy, dz, gripper; the hand's orientation is fixed); because Meta-World installs from PyPI alone and
-#   brings a scripted expert for each task. For the same reason the state is (x, y, z, gripper opening).
+# DEVIATION: the paper evaluates on LIBERO with a 7-D end-effector action; here Meta-World's 4-D
+#   action (dx, dy, dz, gripper; the hand's orientation is fixed); because Meta-World installs from
+#   PyPI alone and brings a scripted expert for each task. For the same reason the state is (x, y,
+#   z, gripper opening).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import multiprocessing
 import os
@@ -28,15 +33,16 @@ import numpy as np
 
 from render import choose_backend
 
-ACTION_DIM = 4  # dx, dy, dz in [-1, 1] (1.0 moves the hand's target by 1 cm), gripper in [-1, 1] (+1 closes)
+# dx, dy, dz in [-1, 1] (1.0 moves the hand's target by 1 cm), gripper in [-1, 1] (+1 closes)
+ACTION_DIM = 4
 STATE_DIM = 4  # hand x, y, z in metres (world frame), gripper opening in [0, 1]
 
 # The default suite: chosen by `python cli.py screen`, whose table is results/screening.md.
 DEFAULT_SUITE = ("coffee-push", "dial-turn", "faucet-close", "lever-pull", "reach-wall")
 
-# Every start state is a seed, and every purpose owns a range of seeds: no start is ever used for two purposes.
-# Training runs with different --seed take different demonstration and exploration starts; test starts are the
-# same for every run, so that runs can be compared start by start.
+# Every start state is a seed, and every purpose owns a range of seeds: no start is ever used for
+# two purposes. Training runs with different --seed take different demonstration and exploration
+# starts; test starts are the same for every run, so that runs can be compared start by start.
 SPLITS = {
     "demo": range(0, 100_000),  # expert demonstrations
     "explore": range(100_000, 1_000_000),  # exploration episodes of the SFT policy
@@ -47,9 +53,17 @@ SPLITS = {
 
 # Three wordings per task: the first is the evaluation's, training draws from all three.
 INSTRUCTIONS = {
-    "assembly": ("put the ring on the peg", "place the nut over the peg", "assemble the ring and the peg"),
+    "assembly": (
+        "put the ring on the peg",
+        "place the nut over the peg",
+        "assemble the ring and the peg",
+    ),
     "basketball": ("throw the ball into the hoop", "dunk the ball", "put the ball in the basket"),
-    "bin-picking": ("move the cube to the other bin", "pick the cube into the bin", "switch the cube's bin"),
+    "bin-picking": (
+        "move the cube to the other bin",
+        "pick the cube into the bin",
+        "switch the cube's bin",
+    ),
     "box-close": ("close the box with the lid", "put the lid on the box", "cover the box"),
     "button-press": ("press the button", "push the button in", "press the button on the wall"),
     "button-press-topdown": (
@@ -72,10 +86,22 @@ INSTRUCTIONS = {
         "start the coffee machine",
         "push the coffee machine's button",
     ),
-    "coffee-pull": ("pull the mug from the coffee machine", "take the mug away", "pull the cup back"),
-    "coffee-push": ("push the mug under the coffee machine", "place the mug", "push the cup forward"),
+    "coffee-pull": (
+        "pull the mug from the coffee machine",
+        "take the mug away",
+        "pull the cup back",
+    ),
+    "coffee-push": (
+        "push the mug under the coffee machine",
+        "place the mug",
+        "push the cup forward",
+    ),
     "dial-turn": ("turn the dial", "rotate the dial", "turn the knob around"),
-    "disassemble": ("take the ring off the peg", "remove the nut from the peg", "lift the ring off"),
+    "disassemble": (
+        "take the ring off the peg",
+        "remove the nut from the peg",
+        "lift the ring off",
+    ),
     "door-close": ("close the door", "push the door shut", "shut the door"),
     "door-lock": ("lock the door", "turn the lock down", "lock it"),
     "door-open": ("open the door", "pull the door open", "swing the door open"),
@@ -85,36 +111,104 @@ INSTRUCTIONS = {
     "faucet-close": ("close the faucet", "turn the faucet off", "shut the tap"),
     "faucet-open": ("open the faucet", "turn the faucet on", "open the tap"),
     "hammer": ("hammer the nail", "drive the nail in", "hit the nail with the hammer"),
-    "hand-insert": ("insert the hand into the hole", "put the gripper in the hole", "reach into the hole"),
+    "hand-insert": (
+        "insert the hand into the hole",
+        "put the gripper in the hole",
+        "reach into the hole",
+    ),
     "handle-press": ("press the handle down", "push down the handle", "lower the handle"),
-    "handle-press-side": ("press the side handle down", "push down the side handle", "lower the side handle"),
+    "handle-press-side": (
+        "press the side handle down",
+        "push down the side handle",
+        "lower the side handle",
+    ),
     "handle-pull": ("pull the handle up", "lift the handle", "raise the handle"),
-    "handle-pull-side": ("pull the side handle up", "lift the side handle", "raise the side handle"),
+    "handle-pull-side": (
+        "pull the side handle up",
+        "lift the side handle",
+        "raise the side handle",
+    ),
     "lever-pull": ("pull the lever up", "lift the lever", "raise the lever"),
-    "peg-insert-side": ("insert the peg into the side", "put the peg in the hole", "plug the peg in"),
+    "peg-insert-side": (
+        "insert the peg into the side",
+        "put the peg in the hole",
+        "plug the peg in",
+    ),
     "peg-unplug-side": ("unplug the peg", "pull the peg out", "take the peg out of the side"),
-    "pick-out-of-hole": ("pick the puck out of the hole", "lift the puck out", "take the puck out of the hole"),
-    "pick-place": ("pick and place the puck", "bring the puck to the goal", "lift the puck to the target"),
-    "pick-place-wall": ("pick the puck over the wall", "bring the puck past the wall", "place it over the wall"),
-    "plate-slide": ("slide the plate into the cabinet", "push the plate in", "slide the plate forward"),
-    "plate-slide-back": ("slide the plate out of the cabinet", "pull the plate back", "slide the plate back"),
+    "pick-out-of-hole": (
+        "pick the puck out of the hole",
+        "lift the puck out",
+        "take the puck out of the hole",
+    ),
+    "pick-place": (
+        "pick and place the puck",
+        "bring the puck to the goal",
+        "lift the puck to the target",
+    ),
+    "pick-place-wall": (
+        "pick the puck over the wall",
+        "bring the puck past the wall",
+        "place it over the wall",
+    ),
+    "plate-slide": (
+        "slide the plate into the cabinet",
+        "push the plate in",
+        "slide the plate forward",
+    ),
+    "plate-slide-back": (
+        "slide the plate out of the cabinet",
+        "pull the plate back",
+        "slide the plate back",
+    ),
     "plate-slide-back-side": (
         "slide the plate out sideways",
         "pull the plate back to the side",
         "slide the plate back to the side",
     ),
-    "plate-slide-side": ("slide the plate sideways", "push the plate to the side", "slide the plate to the side"),
-    "push": ("push the puck to the goal", "push the puck to the target", "move the puck to the goal"),
+    "plate-slide-side": (
+        "slide the plate sideways",
+        "push the plate to the side",
+        "slide the plate to the side",
+    ),
+    "push": (
+        "push the puck to the goal",
+        "push the puck to the target",
+        "move the puck to the goal",
+    ),
     "push-back": ("pull the puck back to the goal", "push the puck back", "move the puck back"),
-    "push-wall": ("push the puck around the wall", "push the puck past the wall", "move the puck by the wall"),
+    "push-wall": (
+        "push the puck around the wall",
+        "push the puck past the wall",
+        "move the puck by the wall",
+    ),
     "reach": ("reach the goal", "move the hand to the goal", "reach the red target"),
-    "reach-wall": ("reach the goal behind the wall", "move the hand over the wall", "reach past the wall"),
-    "shelf-place": ("place the puck on the shelf", "put the puck on the shelf", "lift the puck to the shelf"),
+    "reach-wall": (
+        "reach the goal behind the wall",
+        "move the hand over the wall",
+        "reach past the wall",
+    ),
+    "shelf-place": (
+        "place the puck on the shelf",
+        "put the puck on the shelf",
+        "lift the puck to the shelf",
+    ),
     "soccer": ("kick the ball into the goal", "push the ball into the goal", "score a goal"),
-    "stick-pull": ("pull the box with the stick", "use the stick to pull", "hook the box with the stick"),
-    "stick-push": ("push the box with the stick", "use the stick to push", "shove the box with the stick"),
+    "stick-pull": (
+        "pull the box with the stick",
+        "use the stick to pull",
+        "hook the box with the stick",
+    ),
+    "stick-push": (
+        "push the box with the stick",
+        "use the stick to push",
+        "shove the box with the stick",
+    ),
     "sweep": ("sweep the puck off the table", "sweep the puck away", "push the puck off the table"),
-    "sweep-into": ("sweep the puck into the hole", "push the puck into the hole", "sweep it into the hole"),
+    "sweep-into": (
+        "sweep the puck into the hole",
+        "push the puck into the hole",
+        "sweep it into the hole",
+    ),
     "window-close": ("close the window", "slide the window shut", "shut the window"),
     "window-open": ("open the window", "slide the window open", "push the window open"),
 }
@@ -123,7 +217,8 @@ INSTRUCTION_CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "
 
 
 def check_tasks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    """Return the task names without Meta-World's version suffix; raise ValueError for an unknown or repeated one."""
+    """Return the task names without Meta-World's version suffix;
+    raise ValueError for an unknown or repeated one."""
     short = tuple(name.removesuffix("-v3") for name in names)
     for name in short:
         if name not in INSTRUCTIONS:
@@ -136,10 +231,13 @@ def check_tasks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
 
 
 def split_seeds(split: str, count: int, offset: int = 0) -> list[int]:
-    """The `count` start seeds of a split from `offset` on; raises ValueError where they would leave its range."""
+    """The `count` start seeds of a split from `offset` on;
+    raises ValueError where they would leave its range."""
     seeds = SPLITS[split][offset : offset + count]
     if len(seeds) != count:
-        raise ValueError(f"the {split} split holds {len(SPLITS[split])} starts, asked for {offset}+{count}")
+        raise ValueError(
+            f"the {split} split holds {len(SPLITS[split])} starts, asked for {offset}+{count}"
+        )
     return list(seeds)
 
 
@@ -148,16 +246,17 @@ def split_of(seed: int) -> str:
     return next(name for name, seeds in SPLITS.items() if seed in seeds)
 
 
-# ---------------------------------------------------------------------------------------------- the camera
+# --------------------------------------------------------------------------------------- the camera
 
 
 @dataclass(frozen=True)
 class Camera:
     """A pinhole camera as MuJoCo holds it, enough to draw the action map without MuJoCo.
 
-    position: (3,) metres; rotation: (3, 3) whose columns are the camera's right, up and backward axes in the
-    world frame; fovy: vertical field of view in degrees; size: pixels of the square image. The image that the
-    environment returns is turned by 180 degrees against MuJoCo's, and `project` speaks of the returned image.
+    position: (3,) metres; rotation: (3, 3) whose columns are the camera's right, up and backward
+    axes in the world frame; fovy: vertical field of view in degrees; size: pixels of the square
+    image. The image that the environment returns is turned by 180 degrees against MuJoCo's, and
+    `project` speaks of the returned image.
     """
 
     position: tuple[float, ...]
@@ -168,8 +267,8 @@ class Camera:
     def project(self, points: np.ndarray) -> np.ndarray:
         """World points (..., 3) in metres -> pixel coordinates (..., 2) as (column, row), float32.
 
-        With p_c = R^T (p - c) in the camera frame (x right, y up, looking along -z) and the focal length in
-        pixels f = (size / 2) / tan(fovy / 2), MuJoCo's image has
+        With p_c = R^T (p - c) in the camera frame (x right, y up, looking along -z) and the focal
+        length in pixels f = (size / 2) / tan(fovy / 2), MuJoCo's image has
 
             column = size / 2 + f * x_c / (-z_c),    row = size / 2 - f * y_c / (-z_c)
 
@@ -184,8 +283,9 @@ class Camera:
         return np.stack([self.size - column, self.size - row], axis=-1).astype(np.float32)
 
 
-# The usual Meta-World close-up ("corner2" moved to [0.75, 0.075, 0.7], turned by 180 degrees), zoomed in from
-# 60 to 42 degrees and moved 12 cm sideways, so that the objects rather than the arm's base fill 64 pixels.
+# The usual Meta-World close-up ("corner2" moved to [0.75, 0.075, 0.7], turned by 180 degrees),
+# zoomed in from 60 to 42 degrees and moved 12 cm sideways, so that the objects rather than the
+# arm's base fill 64 pixels.
 CAMERA_NAME = "corner2"
 CAMERA_POSITION = (0.75, 0.075, 0.7)
 CAMERA_SIDEWAYS = 0.12
@@ -193,11 +293,13 @@ CAMERA_FOVY = 42.0
 
 
 def _decimate_meshes(model, cell: float = 0.05, min_faces: int = 1000) -> None:
-    """Thin out the large visual meshes of a MjModel in memory (vertex clustering), before a renderer copies them.
+    """Thin out the large visual meshes of a MjModel in memory (vertex clustering),
+    before a renderer copies them.
 
-    All vertices in one cell (a cube of `cell` x the mesh's extent) become one; triangles that collapse are
-    dropped. Software rendering becomes about 2.5 times faster and the 64-pixel image hardly changes. Collisions
-    are untouched: MuJoCo collides the convex hull, which is kept apart from the drawn faces.
+    All vertices in one cell (a cube of `cell` x the mesh's extent) become one; triangles that
+    collapse are dropped. Software rendering becomes about 2.5 times faster and the 64-pixel image
+    hardly changes. Collisions are untouched: MuJoCo collides the convex hull, which is kept apart
+    from the drawn faces.
     """
     for mesh in range(model.nmesh):
         start, count = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
@@ -207,7 +309,9 @@ def _decimate_meshes(model, cell: float = 0.05, min_faces: int = 1000) -> None:
         vertices = model.mesh_vert[first : first + model.mesh_vertnum[mesh]]
         extent = (vertices.max(0) - vertices.min(0)).max()
         cells = np.floor((vertices - vertices.min(0)) / (cell * extent)).astype(np.int64)
-        _, representative, inverse = np.unique(cells, axis=0, return_index=True, return_inverse=True)
+        _, representative, inverse = np.unique(
+            cells, axis=0, return_index=True, return_inverse=True
+        )
         faces = representative[inverse.reshape(-1)][model.mesh_face[start : start + count]]
         a, b, c = faces.T
         keep = (a != b) & (b != c) & (a != c)
@@ -220,9 +324,11 @@ def _decimate_meshes(model, cell: float = 0.05, min_faces: int = 1000) -> None:
 
 
 def _touching_object(sim, object_geom: int) -> bool:
-    """Meta-World's test of a grasp (both finger pads press on the object), on arrays instead of contact by contact.
+    """Meta-World's test of a grasp (both finger pads press on the object),
+    on arrays instead of contact by contact.
 
-    Meta-World runs it at every step for its dense reward, where its loop takes a fifth of the step's time."""
+    Meta-World runs it at every step for its dense reward, where its loop takes
+    a fifth of the step's time."""
     contact, force = sim.data.contact, sim.data.efc_force
     on_object = (contact.geom1 == object_geom) | (contact.geom2 == object_geom)
     for pad in ("leftpad_geom", "rightpad_geom"):
@@ -233,7 +339,7 @@ def _touching_object(sim, object_geom: int) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------- one environment
+# ---------------------------------------------------------------------------------- one environment
 
 
 @dataclass(frozen=True)
@@ -242,7 +348,9 @@ class EnvConfig:
 
     size: int = 64  # image height and width in pixels
     chunk: int = 4  # K, environment steps per decision [measured here: episodes of 8-25 decisions]
-    horizon: int = 30  # decisions until truncation; the expert needs 22 for the longest default task
+    horizon: int = (
+        30  # decisions until truncation; the expert needs 22 for the longest default task
+    )
 
     def __post_init__(self) -> None:
         for name in ("size", "chunk", "horizon"):
@@ -255,10 +363,12 @@ class EnvConfig:
 class RealEnv(gymnasium.Env):
     """One Meta-World task as a Gymnasium environment that is stepped in action chunks.
 
-    Observation: {"image": (H, W, 3) uint8, "state": (S,) float32, "instruction": str}. Action: (K, A) float32 in [-1, 1].
-    Reward: 1.0 when the decision ends in success, else 0.0. `info["success"]` is the success after the decision.
-    With `stop_on_success` (the oracle's termination) the environment ends at the very step that succeeds.
-    `info["steps"]` counts the environment steps really taken.
+    Observation: {"image": (H, W, 3) uint8, "state": (S,) float32, "instruction": str}.
+    Action: (K, A) float32 in [-1, 1].
+    Reward: 1.0 when the decision ends in success, else 0.0.
+    `info["success"]` is the success after the decision.
+    With `stop_on_success` (the oracle's termination) the environment ends at the very step that
+    succeeds. `info["steps"]` counts the environment steps really taken.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -283,10 +393,12 @@ class RealEnv(gymnasium.Env):
 
         self._mujoco = mujoco
         self._sim = ALL_V3_ENVIRONMENTS[f"{self.task}-v3"]()
-        # A task of our own choosing: starts are drawn from the task's reset space by our seed. (Meta-World's
-        # own `set_task` freezes the start vector, with which some tasks' rejection sampling never ends.)
+        # A task of our own choosing: starts are drawn from the task's reset space by our seed.
+        # (Meta-World's own `set_task` freezes the start vector, with which some tasks' rejection
+        # sampling never ends.)
         self._sim._set_task_called = True
-        # The expert reads the goal from the observation, which Meta-World hides (and clips to 0) by default.
+        # The expert reads the goal from the observation, which Meta-World hides
+        # (and clips to 0) by default.
         self._sim._partially_observable = False
         vars(self._sim).pop("sawyer_observation_space", None)
         self._sim._freeze_rand_vec = False
@@ -298,7 +410,8 @@ class RealEnv(gymnasium.Env):
         self._decisions = 0
 
     def _place_camera(self) -> None:
-        """Move and zoom the camera, turn off what costs time in software rendering, create the renderer."""
+        """Move and zoom the camera, turn off what costs time in software rendering,
+        create the renderer."""
         mujoco, model, data = self._mujoco, self._sim.model, self._sim.data
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 0
@@ -307,8 +420,9 @@ class RealEnv(gymnasium.Env):
         model.cam(CAMERA_NAME).pos[:] = np.array(CAMERA_POSITION) - CAMERA_SIDEWAYS * right
         model.cam(CAMERA_NAME).fovy[:] = CAMERA_FOVY
         mujoco.mj_forward(model, data)
-        # OSMesa trap: closing or collecting one renderer makes all others of the process return garbage without
-        # a word. So a renderer is never closed: it lives in this list until its process ends.
+        # OSMesa trap: closing or collecting one renderer makes all others of the process return
+        # garbage without a word. So a renderer is never closed: it lives in this list until its
+        # process ends.
         self._renderer = mujoco.Renderer(model, self.config.size, self.config.size)
         _ALL_RENDERERS.append(self._renderer)
         camera = data.cam(CAMERA_NAME)
@@ -327,12 +441,14 @@ class RealEnv(gymnasium.Env):
         return np.ascontiguousarray(renderer.render()[::-1, ::-1])
 
     def _observe(self) -> dict[str, np.ndarray]:
-        # The first four entries of Meta-World's observation are the hand's position and the gripper's opening.
+        # The first four entries of Meta-World's observation are the hand's position
+        # and the gripper's opening.
         state = self._raw[:STATE_DIM].astype(np.float32)
         return {"image": self.render(), "state": state, "instruction": INSTRUCTIONS[self.task][0]}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Start over at the start state that `seed` names: the same seed is the same start, on every machine."""
+        """Start over at the start state that `seed` names:
+        the same seed is the same start, on every machine."""
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(SPLITS["rl"].start, SPLITS["rl"].stop))
@@ -365,7 +481,9 @@ class RealEnv(gymnasium.Env):
         """Play one chunk of K actions, (K, A) float32; values outside [-1, 1] are clipped."""
         action = np.asarray(action, np.float32)
         if action.shape != self.action_space.shape:
-            raise ValueError(f"action chunk: got shape {action.shape}, expected {self.action_space.shape}")
+            raise ValueError(
+                f"action chunk: got shape {action.shape}, expected {self.action_space.shape}"
+            )
         return self._play(lambda k: action[k])
 
     def expert_step(self):
@@ -381,7 +499,8 @@ class RealEnv(gymnasium.Env):
         outcome = self._play(next_action)
         return chunk, *outcome
 
-    # -- a simulator can be put back to an earlier moment; a robot cannot. Used by workers and branching rollouts.
+    # -- a simulator can be put back to an earlier moment; a robot cannot.
+    # Used by workers and branching rollouts.
 
     def snapshot(self) -> dict:
         """Everything that the next step depends on, as a plain picklable dict."""
@@ -400,12 +519,16 @@ class RealEnv(gymnasium.Env):
         mujoco, sim = self._mujoco, self._sim
         for name, value in snapshot["placed"].items():
             getattr(sim.model, name)[:] = value
-        mujoco.mj_setState(sim.model, sim.data, snapshot["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_setState(
+            sim.model, sim.data, snapshot["physics"], mujoco.mjtState.mjSTATE_INTEGRATION
+        )
         vars(sim).update(copy.deepcopy(snapshot["fields"]))
         mujoco.mj_forward(sim.model, sim.data)
-        # mj_forward moved the warm start of the contact solver: set it again, so that a restored environment
-        # continues bit by bit like the one that was never interrupted.
-        mujoco.mj_setState(sim.model, sim.data, snapshot["physics"], mujoco.mjtState.mjSTATE_INTEGRATION)
+        # mj_forward moved the warm start of the contact solver: set it again, so that a restored
+        # environment continues bit by bit like the one that was never interrupted.
+        mujoco.mj_setState(
+            sim.model, sim.data, snapshot["physics"], mujoco.mjtState.mjSTATE_INTEGRATION
+        )
         raw, self._decisions, self._success = snapshot["own"]
         self._raw = raw.copy()
 
@@ -414,7 +537,7 @@ _ALL_RENDERERS: list = []
 _MOVED_AT_RESET = ("body_pos", "body_quat", "site_pos", "geom_pos", "geom_quat")
 
 
-# ------------------------------------------------------------------------------------- many environments at once
+# ------------------------------------------------------------------------ many environments at once
 
 
 @dataclass(frozen=True)
@@ -428,8 +551,8 @@ class Start:
 def _worker(pipe, config: EnvConfig) -> None:
     """A worker process: plays its slots one after the other, in lockstep with the other workers.
 
-    It keeps one MuJoCo environment (and renderer) per task and swaps slots in and out with snapshots, so that
-    64 slots cost no more memory than one environment per task.
+    It keeps one MuJoCo environment (and renderer) per task and swaps slots in and out with
+    snapshots, so that 64 slots cost no more memory than one environment per task.
     """
     os.environ["OMP_NUM_THREADS"] = os.environ["LP_NUM_THREADS"] = "1"
     envs: dict[str, RealEnv] = {}
@@ -487,14 +610,17 @@ def _worker(pipe, config: EnvConfig) -> None:
 
 
 class VecRealEnv(gymnasium.vector.VectorEnv):
-    """B real environments side by side, spread over worker processes; the same face as worldenv.WorldEnv.
+    """B real environments side by side, spread over worker processes;
+    the same face as worldenv.WorldEnv.
 
     reset(options={"starts": [Start, ...], "stop_on_success": bool}) -> observations, infos
-    step(actions (B, K, A) float32 in [-1, 1]) -> observations, rewards, terminations, truncations, infos
+    step(actions (B, K, A) float32 in [-1, 1])
+        -> observations, rewards, terminations, truncations, infos
 
-    Observations: {"image": (B, H, W, 3) uint8, "state": (B, S) float32, "instruction": B strings}; rewards (B,)
-    float32; infos: "success" (B,) bool after the decision, "steps" (B,) environment steps taken. A slot that is
-    done rests (its last observation is repeated, at no cost) until the next reset: autoreset is disabled.
+    Observations: {"image": (B, H, W, 3) uint8, "state": (B, S) float32, "instruction": B strings};
+    rewards (B,) float32; infos: "success" (B,) bool after the decision, "steps" (B,) environment
+    steps taken. A slot that is done rests (its last observation is repeated, at no cost) until the
+    next reset: autoreset is disabled.
     """
 
     def __init__(self, num_envs: int, config: EnvConfig | None = None, workers: int | None = None):
@@ -508,7 +634,9 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
             instruction=gymnasium.spaces.Text(100, min_length=0, charset=INSTRUCTION_CHARACTERS),
         )
         self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (chunk, ACTION_DIM), np.float32)
-        self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.observation_space = gymnasium.vector.utils.batch_space(
+            self.single_observation_space, num_envs
+        )
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
         self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
         self.real_steps = self.real_resets = self.real_frames = 0  # the ledger of real interaction
@@ -525,9 +653,12 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
             self._processes.append(process)
 
     def _ask(self, jobs: list[tuple]) -> dict[int, object]:
-        """Send (command, slot, argument) jobs to the workers that own the slots; return {slot: answer}."""
+        """Send (command, slot, argument) jobs to the workers that own the slots;
+        return {slot: answer}."""
         answers: dict[int, object] = {}
-        shares = [[job for job in jobs if job[1] % len(self._pipes) == w] for w in range(len(self._pipes))]
+        shares = [
+            [job for job in jobs if job[1] % len(self._pipes) == w] for w in range(len(self._pipes))
+        ]
         try:
             for pipe, share in zip(self._pipes, shares, strict=True):
                 if share:
@@ -546,13 +677,16 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         return answers
 
     def reset(self, *, seed=None, options: dict | None = None):
-        """Start every slot at its Start; `options["starts"]` has 1 to num_envs of them, other slots rest."""
+        """Start every slot at its Start; `options["starts"]` has 1 to num_envs of them,
+        other slots rest."""
         super().reset(seed=seed)
         options = options or {}
         starts = options.get("starts")
         if starts is None:  # gymnasium's way: seeds only, tasks of the default suite in turn
             seeds = self.np_random.integers(SPLITS["rl"].start, SPLITS["rl"].stop, self.num_envs)
-            starts = [Start(DEFAULT_SUITE[i % len(DEFAULT_SUITE)], int(s)) for i, s in enumerate(seeds)]
+            starts = [
+                Start(DEFAULT_SUITE[i % len(DEFAULT_SUITE)], int(s)) for i, s in enumerate(seeds)
+            ]
         if not 1 <= len(starts) <= self.num_envs:
             raise ValueError(f"got {len(starts)} starts, expected 1 to {self.num_envs}")
         stop = options.get("stop_on_success", True)
@@ -585,13 +719,18 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         """Play one chunk in every slot that is not done."""
         actions = np.asarray(actions, np.float32)
         if actions.shape != self.action_space.shape:
-            raise ValueError(f"actions: got shape {actions.shape}, expected {self.action_space.shape}")
+            raise ValueError(
+                f"actions: got shape {actions.shape}, expected {self.action_space.shape}"
+            )
         active = np.flatnonzero(~self.done)
         return self._collect(self._ask([("step", int(slot), actions[slot]) for slot in active]))[1:]
 
     def expert_step(self):
-        """The scripted expert plays one chunk in every slot: (chunks (B, K, A), then the values of `step`)."""
-        return self._collect(self._ask([("expert", int(slot), None) for slot in np.flatnonzero(~self.done)]))
+        """The scripted expert plays one chunk in every slot:
+        (chunks (B, K, A), then the values of `step`)."""
+        return self._collect(
+            self._ask([("expert", int(slot), None) for slot in np.flatnonzero(~self.done)])
+        )
 
     def _collect(self, answers: dict) -> tuple:
         chunks = np.zeros(self.action_space.shape, np.float32)
@@ -610,12 +749,17 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         return chunks, self._observations(), rewards, terminations, truncations, infos
 
     def get_states(self, slots: list[int]) -> list[tuple]:
-        """A picture of each slot from which `set_states` continues it, in any slot, any number of times."""
+        """A picture of each slot from which `set_states` continues it,
+        in any slot, any number of times."""
         answers = self._ask([("get", slot, None) for slot in slots])
-        return [(answers[i], self._images[i].copy(), self._states[i].copy(), self._texts[i]) for i in slots]
+        return [
+            (answers[i], self._images[i].copy(), self._states[i].copy(), self._texts[i])
+            for i in slots
+        ]
 
     def set_states(self, states: list[tuple]) -> dict:
-        """Continue from earlier states (see `get_states`), one per slot from slot 0 on; returns observations."""
+        """Continue from earlier states (see `get_states`), one per slot from slot 0 on;
+        returns observations."""
         self._ask([("set", slot, state[0]) for slot, state in enumerate(states)])
         self._success[:] = False
         self.done = np.arange(self.num_envs) >= len(states)
@@ -630,10 +774,8 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
 
     def close_extras(self, **kwargs) -> None:
         for pipe in self._pipes:
-            try:
+            with contextlib.suppress(OSError):  # a broken pipe: the worker is gone already
                 pipe.send(None)
-            except (BrokenPipeError, OSError):
-                pass
         for process in self._processes:
             process.join(timeout=5)
             if process.is_alive():

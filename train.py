@@ -1,8 +1,10 @@
-"""The stages of the method, in order; each reads what the earlier ones left in the run folder and leaves its own.
+"""The stages of the method, in order;
+each reads what the earlier ones left in the run folder and leaves its own.
 
     1 demos      five expert demonstrations per task
     2 sft        imitation (L1 mean, Laplace scale head)
-    3 explore    the SFT policy, with noise, collects successes and failures: real episodes, counted in the ledger
+    3 explore    the SFT policy, with noise, collects successes and failures: real episodes,
+                 counted in the ledger
     4 simulator  the world simulator learns from all episodes
     5 reflector  the instant reflector learns from all episodes
     6 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
@@ -46,8 +48,14 @@ STAGES = ("demos", "sft", "explore", "simulator", "reflector", "rl", "evaluate")
 EXPLORATION_ROLLOUTS_AFTER_SUCCESS = 3  # decisions, so that the reflector sees frames after success
 
 
-def train(run: Run, say: Callable[[str], None], progress: Callable[[str, int, int, dict], None], until: str | None = None):
-    """Run every stage that is not finished; `say` gets one line per stage, `progress` (stage, step, steps, metrics).
+def train(
+    run: Run,
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int, dict], None],
+    until: str | None = None,
+):
+    """Run every stage that is not finished; `say` gets one line per stage,
+    `progress` (stage, step, steps, metrics).
 
     until: the last stage to run (default all).
     """
@@ -75,7 +83,8 @@ def train(run: Run, say: Callable[[str], None], progress: Callable[[str, int, in
 
 
 def stages_of(config: RunConfig) -> tuple[str, ...]:
-    """The stages of a run: RL in the real simulator (the baseline) needs no exploration, simulator or reflector."""
+    """The stages of a run: RL in the real simulator (the baseline)
+    needs no exploration, simulator or reflector."""
     return STAGES if config.rl_env == "dream" else ("demos", "sft", "rl", "evaluate")
 
 
@@ -109,7 +118,8 @@ class RealWorkers:
 
 
 def _offset(config: RunConfig) -> int:
-    """Where in the demonstration and exploration splits this seed's starts begin: no two seeds share a start."""
+    """Where in the demonstration and exploration splits this seed's starts begin:
+    no two seeds share a start."""
     return config.seed * 1000
 
 
@@ -121,11 +131,13 @@ def sources(run: Run) -> tuple[list[Episode], list[Episode]]:
 
 
 def held_out(episodes: list[Episode]) -> tuple[list[Episode], list[Episode]]:
-    """Every eighth exploration episode is kept from training, to measure simulator and reflector: (training, held out)."""
+    """Every eighth exploration episode is kept from training,
+    to measure simulator and reflector: (training, held out)."""
     return [e for i, e in enumerate(episodes) if i % 8], episodes[::8]
 
 
 def stage_demos(run: Run, real: RealWorkers, progress) -> dict:
+    """The scripted expert plays; leaves the episodes folder and a contact sheet."""
     config = run.config
     env = real.open()
     episodes = demos.collect_expert(env, config.tasks, config.demos, _offset(config))
@@ -139,11 +151,15 @@ def stage_demos(run: Run, real: RealWorkers, progress) -> dict:
     demos.write_png(pictures / "demonstrations.png", demos.contact_sheet(first))
     return {
         "line": f"{len(episodes)} expert episodes of {len(config.tasks)} tasks",
-        "ledger": {"demonstrations": len(episodes), "demonstration_steps": real.count()["real_steps"]},
+        "ledger": {
+            "demonstrations": len(episodes),
+            "demonstration_steps": real.count()["real_steps"],
+        },
     }
 
 
 def stage_sft(run: Run, real: RealWorkers, progress) -> dict:
+    """Imitation of the demonstrations; leaves the checkpoint "sft"."""
     config = run.config
     demonstrations, _ = sources(run)
     policy = Policy(config.policy)
@@ -155,12 +171,21 @@ def stage_sft(run: Run, real: RealWorkers, progress) -> dict:
 
 
 def stage_explore(run: Run, real: RealWorkers, progress) -> dict:
+    """The noisy SFT policy plays real episodes;
+    adds them, successes and failures, to the folder."""
     config = run.config
     demonstrations, old = sources(run)
     if old:  # left by a run that was killed inside this stage: begin again
-        for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[len(demonstrations) :]:
+        for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[
+            len(demonstrations) :
+        ]:
             path.unlink()
-    explorer = Explorer(run.policy("sft"), config.exploration_noise, False, torch.Generator().manual_seed(config.seed))
+    explorer = Explorer(
+        run.policy("sft"),
+        config.exploration_noise,
+        False,
+        torch.Generator().manual_seed(config.seed),
+    )
     starts = test_starts(config.tasks, config.exploration, "explore", _offset(config))
     episodes = play(
         real.open(), starts, explorer.act, "exploration", EXPLORATION_ROLLOUTS_AFTER_SUCCESS,
@@ -171,12 +196,17 @@ def stage_explore(run: Run, real: RealWorkers, progress) -> dict:
     spent = real.count()
     return {
         "line": f"{len(episodes)} exploration episodes, {rate:.0%} succeed",
-        "ledger": {"exploration_episodes": spent["real_episodes"], "exploration_steps": spent["real_steps"]},
+        "ledger": {
+            "exploration_episodes": spent["real_episodes"],
+            "exploration_steps": spent["real_steps"],
+        },
         "success": float(rate),
     }
 
 
 def stage_simulator(run: Run, real: RealWorkers, progress) -> dict:
+    """Fits kinematics and next frames; measured on held-out episodes;
+    leaves checkpoint and strips."""
     config = run.config
     demonstrations, exploration = sources(run)
     training, kept = held_out(exploration)
@@ -187,12 +217,16 @@ def stage_simulator(run: Run, real: RealWorkers, progress) -> dict:
     sample = transition_batches(demonstrations + training, settings.batch, config.seed)
     result = fit(simulator, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
     save_part(run.checkpoint("simulator"), simulator, simulator.description())
-    world = WorldEnv(simulator, _NoReflector(), start_frames(kept), len(kept), config.env, config.seed)
+    world = WorldEnv(
+        simulator, _NoReflector(), start_frames(kept), len(kept), config.env, config.seed
+    )
     card = simulator_card(world, kept)
     _dream_strips(run, world, kept)
     line = (
-        f"open-loop PSNR {card['sim_psnr_1']:.1f} / {card['sim_psnr_5']:.1f} / {card['sim_psnr_last']:.1f} dB after 1 / 5 / all "
-        f"decisions (first frame: {card['copy_psnr_1']:.1f} / {card['copy_psnr_5']:.1f} / {card['copy_psnr_last']:.1f}), "
+        f"open-loop PSNR {card['sim_psnr_1']:.1f} / {card['sim_psnr_5']:.1f} / "
+        f"{card['sim_psnr_last']:.1f} dB after 1 / 5 / all decisions "
+        f"(first frame: {card['copy_psnr_1']:.1f} / {card['copy_psnr_5']:.1f} / "
+        f"{card['copy_psnr_last']:.1f}), "
         f"kinematics {millimetres:.1f} mm"
     )
     return {"line": line, "kinematics_mm": millimetres, **result, **card}
@@ -208,7 +242,8 @@ class _NoReflector:
 
 
 def _dream_strips(run: Run, world: WorldEnv, episodes: list[Episode]) -> None:
-    """One picture and film per task: above the real episode, below the dream of the same actions."""
+    """One picture and film per task:
+    above the real episode, below the dream of the same actions."""
     first = [next((e for e in episodes if e.task == task), None) for task in run.config.tasks]
     chosen = [e for e in first if e is not None]
     for episode, dream in zip(chosen, dream_along(world, chosen), strict=True):
@@ -221,6 +256,8 @@ def _dream_strips(run: Run, world: WorldEnv, episodes: list[Episode]) -> None:
 
 
 def stage_reflector(run: Run, real: RealWorkers, progress) -> dict:
+    """Trains on one part of the episodes, calibrates the stop on a second,
+    is measured on a third."""
     config = run.config
     demonstrations, exploration = sources(run)
     training, kept = held_out(exploration)
@@ -233,13 +270,15 @@ def stage_reflector(run: Run, real: RealWorkers, progress) -> dict:
     save_part(run.checkpoint("reflector"), reflector, reflector.description())
     card = reflector_card(reflector, kept)
     line = (
-        f"held-out AUROC {card['reflector_auroc']:.3f}, false stops in {card['reflector_false_stops']:.0%} of episodes, "
+        f"held-out AUROC {card['reflector_auroc']:.3f}, "
+        f"false stops in {card['reflector_false_stops']:.0%} of episodes, "
         f"recall {card['recall_at_success']:.0%}, threshold {card['threshold']:.2f}"
     )
     return {"line": line, **result, **card}
 
 
 def stage_rl(run: Run, real: RealWorkers, progress) -> dict:
+    """LOOP from the SFT policy, in the dream or in reality; leaves the checkpoint "policy"."""
     config = run.config
     demonstrations, exploration = sources(run)
     policy = run.policy("sft")
@@ -253,7 +292,14 @@ def stage_rl(run: Run, real: RealWorkers, progress) -> dict:
     else:
         known = start_frames(demonstrations + exploration)
         by_task = {task: [s for s in known if s.task == task] for task in config.tasks}
-        env = WorldEnv(run.simulator(_camera_of(run)), run.reflector(), known, config.slots, config.env, config.seed)
+        env = WorldEnv(
+            run.simulator(_camera_of(run)),
+            run.reflector(),
+            known,
+            config.slots,
+            config.env,
+            config.seed,
+        )
 
         def draw(iteration: int, groups: int) -> list[Start]:
             tasks = [config.tasks[i % len(config.tasks)] for i in range(groups)]
@@ -277,14 +323,17 @@ def stage_rl(run: Run, real: RealWorkers, progress) -> dict:
         ledger = {"imagined_frames": env.imagined_frames}
     first, last = history[0], history[-1]
     line = (
-        f"{config.loop.iterations} iterations in the {config.rl_env}: success of the rollouts {first['success']:.2f} -> "
-        f"{last['success']:.2f}; {sum(h['decisions'] for h in history) / (time.time() - started):.0f} decisions/s"
+        f"{config.loop.iterations} iterations in the {config.rl_env}: "
+        f"success of the rollouts {first['success']:.2f} -> {last['success']:.2f}; "
+        f"{sum(h['decisions'] for h in history) / (time.time() - started):.0f} decisions/s"
     )
     return {"line": line, "ledger": ledger, "history": [_finite(h) for h in history]}
 
 
 def _finite(metrics: dict) -> dict:
-    return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
+    return {
+        k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()
+    }
 
 
 def _camera_of(run: Run):
@@ -299,23 +348,32 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
     results: dict[str, dict] = {}
     for name in ("sft", "policy"):
         policy = run.policy(name)
-        results[name] = evaluate_all(policy, env, starts, run.reflector() if "reflector" in run.stages else None)
+        results[name] = evaluate_all(
+            policy, env, starts, run.reflector() if "reflector" in run.stages else None
+        )
     spent = real.count()
     gain = 100 * (results["policy"]["oracle"]["mean"] - results["sft"]["oracle"]["mean"])
     line = (
-        f"real success {results['sft']['oracle']['mean']:.3f} (SFT) -> {results['policy']['oracle']['mean']:.3f} "
+        f"real success {results['sft']['oracle']['mean']:.3f} (SFT) -> "
+        f"{results['policy']['oracle']['mean']:.3f} "
         f"({gain:+.1f} points, oracle termination, {len(starts)} test starts)"
     )
     return {
         "line": line,
         "results": results,
-        "ledger": {"evaluation_episodes": spent["real_episodes"], "evaluation_steps": spent["real_steps"]},
+        "ledger": {
+            "evaluation_episodes": spent["real_episodes"],
+            "evaluation_steps": spent["real_steps"],
+        },
         "hardware": hardware(),
     }
 
 
-def evaluate_all(policy: Policy, env: VecRealEnv, starts: list[Start], reflector) -> dict[str, dict]:
-    """Results by termination; "none" and "reflector" judge the same episodes, which run to the horizon."""
+def evaluate_all(
+    policy: Policy, env: VecRealEnv, starts: list[Start], reflector
+) -> dict[str, dict]:
+    """Results by termination; "none" and "reflector" judge the same episodes,
+    which run to the horizon."""
     oracle = evaluate(policy, env, starts, "oracle")
     unstopped = play(env, starts, policy.act, "evaluation", after_success=None)
     return {"oracle": oracle, **judge_terminations(unstopped, reflector)}
@@ -330,8 +388,13 @@ def hardware() -> str:
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
-            name = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+            name = next(
+                line.split(":")[1].strip() for line in file if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}"
+    return (
+        f"{name}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"{platform.system()}"
+    )

@@ -1,7 +1,8 @@
-"""World-Env: the learned world as a Gymnasium vector environment. The idea of the paper in one file.
+"""World-Env: the learned world as a Gymnasium vector environment.
+The idea of the paper in one file.
 
-Paper's section: "The loop": the simulator gives o_{t+1}, forward kinematics gives s_{t+1}, the reflector gives R and says
-when to stop. No real interaction happens here.
+Paper's section: "The loop": the simulator gives o_{t+1}, forward kinematics gives s_{t+1}, the
+reflector gives R and says when to stop. No real interaction happens here.
 
                  action chunk a_t
                         |
@@ -11,7 +12,8 @@ when to stop. No real interaction happens here.
                                                |
                                      reflector (VLM) --> R, stop when R > eta
 
-It has the same face as tasks.VecRealEnv (reset, step, get_states, set_states, done), so one rollout function serves both.
+It has the same face as tasks.VecRealEnv (reset, step, get_states, set_states, done), so one rollout
+function serves both.
 """
 
 from __future__ import annotations
@@ -28,31 +30,44 @@ from tasks import ACTION_DIM, INSTRUCTION_CHARACTERS, INSTRUCTIONS, STATE_DIM, E
 class WorldEnv(gymnasium.vector.VectorEnv):
     """B imagined environments.
 
-    simulator: has next_state(state, action) and next_frame(memory, state, next_state, action, tokens, generator) and
-        reference_tokens(first), as simulator.Simulator; reflector: has reward(frames, tokens) and threshold.
-    starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a dream may begin.
+    simulator: has next_state(state, action) and next_frame(memory, state, next_state, action,
+        tokens, generator) and reference_tokens(first), as simulator.Simulator; reflector: has
+        reward(frames, tokens) and threshold.
+    starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a
+        dream may begin.
 
-    reset(options={"starts": [Start, ...]}), step(actions (B, K, A) in [-1, 1]) as tasks.VecRealEnv. The reward of a step
-    is R at the stop or at the horizon, else 0; terminated where R > eta; truncated at the horizon. infos: "reflector" (B,)
-    R of every running slot, "success" (B,) the reflector's verdict. Done slots rest.
+    reset(options={"starts": [Start, ...]}), step(actions (B, K, A) in [-1, 1]) as tasks.VecRealEnv.
+    The reward of a step is R at the stop or at the horizon, else 0; terminated where R > eta;
+    truncated at the horizon. infos: "reflector" (B,) R of every running slot, "success" (B,) the
+    reflector's verdict. Done slots rest.
     """
 
-    def __init__(self, simulator, reflector, starts: dict, num_envs: int, config: EnvConfig, seed: int = 0):
-        self.simulator, self.reflector, self.config, self.num_envs = simulator, reflector, config, num_envs
+    def __init__(
+        self, simulator, reflector, starts: dict, num_envs: int, config: EnvConfig, seed: int = 0
+    ):
+        self.simulator, self.reflector, self.config, self.num_envs = (
+            simulator,
+            reflector,
+            config,
+            num_envs,
+        )
         self.starts = starts
         size, chunk = config.size, config.chunk
         self.single_observation_space = gymnasium.spaces.Dict(
             image=gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),
             state=gymnasium.spaces.Box(-2.0, 2.0, (STATE_DIM,), np.float32),
-            instruction=gymnasium.spaces.Text(100, charset=INSTRUCTION_CHARACTERS),
+            instruction=gymnasium.spaces.Text(100, min_length=0, charset=INSTRUCTION_CHARACTERS),
         )
         self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (chunk, ACTION_DIM), np.float32)
-        self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.observation_space = gymnasium.vector.utils.batch_space(
+            self.single_observation_space, num_envs
+        )
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
         self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
         self.generator = torch.Generator().manual_seed(seed)
         self.imagined_frames = 0  # the ledger
-        # The history of every slot, (B, horizon+1, H, W, 3): what memory and reflector look back into.
+        # The history of every slot, (B, horizon+1, H, W, 3):
+        # what memory and reflector look back into.
         self._history = np.zeros((num_envs, config.horizon + 1, size, size, 3), np.uint8)
         self._states = np.zeros((num_envs, STATE_DIM), np.float32)
         self._texts = [""] * num_envs
@@ -60,17 +75,23 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         self.done = np.ones(num_envs, bool)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Begin dreams at real start states: `options["starts"]`, 1 to B of them; without, known ones in turn."""
+        """Begin dreams at real start states: `options["starts"]`, 1 to B of them;
+        without, known ones in turn."""
         super().reset(seed=seed)
         if seed is not None:
             self.generator.manual_seed(seed)
         known = list(self.starts)
-        starts = (options or {}).get("starts") or [known[i % len(known)] for i in range(self.num_envs)]
+        starts = (options or {}).get("starts") or [
+            known[i % len(known)] for i in range(self.num_envs)
+        ]
         if not 1 <= len(starts) <= self.num_envs:
             raise ValueError(f"got {len(starts)} starts, expected 1 to {self.num_envs}")
         for slot, start in enumerate(starts):
             if start not in self.starts:
-                raise ValueError(f"no real start frame is known for {start}; a dream begins at a real start state")
+                raise ValueError(
+                    f"no real start frame is known for {start}; "
+                    "a dream begins at a real start state"
+                )
             self._history[slot, 0], self._states[slot] = self.starts[start]
             self._texts[slot] = INSTRUCTIONS[start.task][0]
         self._time[:] = 0
@@ -97,7 +118,9 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         """Imagine one decision in every slot that is not done."""
         actions = np.asarray(actions, np.float32)
         if actions.shape != self.action_space.shape:
-            raise ValueError(f"actions: got shape {actions.shape}, expected {self.action_space.shape}")
+            raise ValueError(
+                f"actions: got shape {actions.shape}, expected {self.action_space.shape}"
+            )
         on = np.flatnonzero(~self.done)
         rewards, judged = np.zeros((2, self.num_envs), np.float32)
         terminations, truncations = np.zeros((2, self.num_envs), bool)
@@ -115,28 +138,40 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
     def _imagine(self, on: np.ndarray, action: torch.Tensor) -> None:
         """s_{t+1} by kinematics, o_{t+1} by the simulator, for the slots `on`."""
-        remembered = np.stack([self._history[slot, memory_indices(int(self._time[slot]))] for slot in on])
+        remembered = np.stack(
+            [self._history[slot, memory_indices(int(self._time[slot]))] for slot in on]
+        )
         state = torch.from_numpy(self._states[on])
         next_state = self.simulator.next_state(state, action)
         frame = self.simulator.next_frame(
-            torch.from_numpy(remembered), state, next_state, action, self._reference[on], self.generator
+            torch.from_numpy(remembered),
+            state,
+            next_state,
+            action,
+            self._reference[on],
+            self.generator,
         )
         self._time[on] += 1
         self._history[on, self._time[on]] = frame.numpy()
         self._states[on] = next_state.numpy()
 
     def _judge(self, on: np.ndarray) -> np.ndarray:
-        """R for the slots `on`, (n,) float32: the reflector reads the first, the previous and the current frame."""
+        """R for the slots `on`, (n,) float32: the reflector reads
+        the first, the previous and the current frame."""
         time = self._time[on]
-        frames = np.stack([self._history[on, 0], self._history[on, time - 1], self._history[on, time]], axis=1)
+        frames = np.stack(
+            [self._history[on, 0], self._history[on, time - 1], self._history[on, time]], axis=1
+        )
         return self.reflector.reward(torch.from_numpy(frames), self._tokens[on]).numpy()
 
-    # -- a dream can be continued from any of its moments, any number of times: branching rollouts live on this.
+    # -- a dream can be continued from any of its moments, any number of times:
+    # branching rollouts live on this.
 
     def get_states(self, slots: list[int]) -> list[tuple]:
         """A picture of each slot from which `set_states` continues it."""
         return [
-            (self._history[i, : self._time[i] + 1].copy(), self._states[i].copy(), self._texts[i]) for i in slots
+            (self._history[i, : self._time[i] + 1].copy(), self._states[i].copy(), self._texts[i])
+            for i in slots
         ]
 
     def set_states(self, states: list[tuple]) -> dict:
@@ -151,5 +186,6 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
 
 def start_frames(episodes) -> dict[Start, tuple[np.ndarray, np.ndarray]]:
-    """The first frame and state of every episode: the real start states from which dreams may begin."""
+    """The first frame and state of every episode:
+    the real start states from which dreams may begin."""
     return {Start(e.task, e.seed): (e.image[0], e.state[0]) for e in episodes}

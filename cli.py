@@ -1,0 +1,665 @@
+"""The command line: `python cli.py --help`.
+
+    doctor                       what works on this machine, and what to do about the rest
+    demos collect|load|inspect   episodes on disk: record, check, look at
+    train                        the whole method, stage by stage (train.py), into a run folder
+    imagine                      a dream beside the real rollout of the same actions
+    evaluate                     real success with intervals
+    report, config               rewrite a run's report.md; print the settings
+
+Every command checks what it was given before it touches the disk. What a user can repair becomes
+one line, `error: what is wrong; what was expected; what to do`, and exit code 2; files stay as they
+were. A mistake in the code itself still shows its traceback, and WORLDENV_TRACEBACK=1 shows all.
+
+Nothing heavy is imported at the top, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+try:
+    import typer
+    from rich.console import Console
+    from typer.core import TyperGroup
+    from typer.exceptions import TyperException
+except ImportError as missing:
+    print(
+        f"error: {missing}; expected the packages of requirements.txt; run: make setup",
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
+
+if TYPE_CHECKING:
+    from demos import Episode
+    from runs import Run, RunConfig
+
+HERE = Path(__file__).resolve().parent
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+HEARTBEAT = 30  # seconds between progress lines where no bar can be drawn (a log file, a pipe)
+CHECKPOINTS_MB = (
+    250  # checkpoints and pictures of a run: 50 in the cpu preset, 200 in the gpu preset
+)
+PICTURES_MB = 20
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+# What goes wrong on a user's disk, as opposed to a mistake of ours. A file below a regular file is
+# ENOTDIR, a full disk ENOSPC, a quota EDQUOT or EFBIG.
+DISK_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC),
+}  # fmt: skip
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def explain(error: Exception) -> str | None:
+    """The one line for an error that the user can repair; None for a mistake in the code."""
+    if isinstance(error, TyperException):  # unknown command or option, a value of the wrong type
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "python cli.py"
+        return f"{error.format_message().rstrip('.')}; see: {path} --help"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; expected the packages of requirements.txt; run: make setup"
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = error.filename or "the disk"
+        remedy = "free some space" if error.errno in FULL else "check the path and its permissions"
+        return f"{where}: {error.strerror}; expected a place that can be read and written; {remedy}"
+    ours = isinstance(error, (ValueError, RuntimeError, FloatingPointError))
+    if ours and raised_on_purpose(error):
+        lines = str(error).strip().splitlines()
+        return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}; see WORLDENV_TRACEBACK=1"
+    return None
+
+
+def raised_on_purpose(error: Exception) -> bool:
+    """Whether a `raise` of this repository made the error, not a library or a slip like 1 / 0."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename).resolve().parent == HERE and (last.line or "").startswith("raise ")
+
+
+class OneLineErrors(TyperGroup):
+    """The group of all commands; turns whatever goes wrong into one line and an exit code."""
+
+    def main(self, args=None, prog_name=None, **extra):
+        """Run a command and leave with 0, 2 (bad input) or 130 (interrupted)."""
+        extra["standalone_mode"] = False  # errors come here instead of being printed by Typer
+        try:
+            code = super().main(args, prog_name or f"python {Path(sys.argv[0]).name}", **extra)
+        except Exception as error:
+            line = explain(error)
+            if line is None or os.environ.get("WORLDENV_TRACEBACK") == "1":
+                raise
+            print(f"error: {' '.join(line.split())}", file=sys.stderr)
+            sys.exit(2)
+        if code == INTERRUPTED:
+            print("interrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(code or 0)
+
+
+app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False)
+demos_app = typer.Typer()
+app.add_typer(demos_app, name="demos")
+
+
+@app.callback()
+def about() -> None:
+    """World-Env: post-train a vision-language-action policy inside a learned world."""
+    # Meta-World's notice in every worker that its expert's actions get clipped, which we know.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
+
+
+@demos_app.callback()
+def about_demos() -> None:
+    """Episodes on disk: collect with the scripted expert, check a folder, look at it."""
+
+
+def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{option}: got {value!r}; expected one of {', '.join(allowed)}")
+    return value
+
+
+def in_range(option: str, value: int, low: int, high: int | None = None, why: str = "") -> int:
+    if value < low or (high is not None and value > high):
+        expected = f"{low} or more" if high is None else f"{low} to {high}"
+        raise ValueError(f"{option}: got {value}; expected {expected}{why}")
+    return value
+
+
+def check_demos(count: int) -> int:
+    """3 starts are set aside for each demonstration (the expert may fail), 1000 for each seed."""
+    return in_range("--demos", count, 1, 333, " per task (the paper has 5)")
+
+
+def task_names(text: str) -> tuple[str, ...]:
+    """ "a, b" -> ("a", "b"), known and different."""
+    from tasks import check_tasks
+
+    return check_tasks([name.strip() for name in text.split(",") if name.strip()])
+
+
+# ------------------------------------------------------------------------------------------- output
+
+
+def check_output(folder: Path, megabytes: float) -> Path:
+    """Make sure that `folder` can be made and filled; return its deepest part that exists."""
+    folder = folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{folder}: {existing} is a file; expected a folder; choose another --out")
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot write in {existing} ({error.strerror}); expected a folder that can "
+            "be written; choose another --out"
+        ) from error
+    free = shutil.disk_usage(existing).free / 1e6
+    if free < megabytes:
+        raise ValueError(
+            f"{folder}: only {free:.0f} MB are free there; expected {megabytes:.0f} MB; free some "
+            "space or choose another --out"
+        )
+    return existing
+
+
+@contextmanager
+def new_files(folder: Path, megabytes: float) -> Iterator[Path]:
+    """A temporary folder whose files move to `folder` when all went well, and vanish otherwise."""
+    temporary = Path(tempfile.mkdtemp(prefix=".worldenv-", dir=check_output(folder, megabytes)))
+    try:
+        yield temporary
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(temporary.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class StageDisplay:
+    """What a person sees of `train`: a bar for the running stage, a line for all that is finished.
+
+    One line per stage, and one per iteration of reinforcement learning. Without a terminal there is
+    no bar but a line every HEARTBEAT seconds. Steps of the other stages also go to metrics.jsonl
+    (the RL stage writes its own lines).
+    """
+
+    def __init__(self, run: Run, stages: tuple[str, ...]):
+        from rich import progress
+
+        self.run, self.coming = run, list(stages)
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.bars = progress.Progress(
+            progress.TextColumn("{task.description:10}"), progress.BarColumn(),
+            progress.MofNCompleteColumn(), progress.TimeElapsedColumn(),
+            progress.TextColumn("left"), progress.TimeRemainingColumn(),
+            console=self.console, transient=True, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.bar = None
+        self.last_line = time.time()
+        self.started = time.time()
+
+    def __enter__(self) -> StageDisplay:
+        self.bars.start()
+        self._next_bar()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.bars.stop()
+
+    def _next_bar(self) -> None:
+        if self.bar is not None:
+            self.bars.remove_task(self.bar)
+            self.bar = None
+        if self.coming:  # no length is known yet: the bar pulses
+            self.bar = self.bars.add_task(self.coming.pop(0), total=None)
+        self.started = time.time()
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False)
+        self.last_line = time.time()
+
+    def say(self, text: str) -> None:
+        """A stage is finished (stages end in order)."""
+        self.line(text)
+        self._next_bar()
+
+    def progress(self, stage: str, step: int, steps: int, metrics: dict) -> None:
+        """Step `step` (from 0) of `steps` of a stage is done."""
+        self.bars.update(self.bar, completed=step + 1, total=steps)
+        if stage == "rl":
+            self.line(rl_line(step, steps, metrics))
+            return
+        if step % max(1, steps // 50) == 0 or step == steps - 1:
+            self.run.log(stage=stage, step=step, **metrics)
+        if self.bars.disable and time.time() - self.last_line > HEARTBEAT:
+            left = (time.time() - self.started) / (step + 1) * (steps - step - 1)
+            self.line(
+                f"  {stage} {step + 1}/{steps}, loss {metrics['loss']:.4f}, {left:.0f} s left"
+            )
+
+
+def rl_line(step: int, steps: int, metrics: dict) -> str:
+    """One iteration of LOOP in one line; says plainly when there was nothing to learn from."""
+    from ppo import no_signal
+
+    names = {
+        "return": "return {:.3f}",
+        "success": "success {:.2f}",
+        "groups_with_spread": "spread in {:.0%} of groups",
+        "first_ratio": "first ratio {:.3f}",
+        "clip_fraction": "clipped {:.0%}",
+        "kl": "KL {:.4f}",
+        "scale": "scale {:.2f}",
+    }
+    shown = [
+        text.format(metrics[name]) for name, text in names.items() if metrics.get(name) is not None
+    ]
+    warning = no_signal(metrics)
+    return f"  rl {step + 1}/{steps}: {', '.join(shown)}" + (f"; {warning}" if warning else "")
+
+
+# -------------------------------------------------------------------------------- doctor and config
+
+
+@app.command("doctor")
+def doctor_command(
+    ensure_renderer: Annotated[
+        bool,
+        typer.Option("--ensure-renderer", help="Install an off-screen renderer if none works."),
+    ] = False,
+) -> None:
+    """Say in a table what works here, and what to do about the rest (exit code 0 or 2)."""
+    import doctor
+
+    raise typer.Exit(doctor.main(["--ensure-renderer"] if ensure_renderer else []))
+
+
+Preset = Annotated[
+    str, typer.Option(help="cpu (the reported runs), debug (all tiny: a minute) or gpu (larger).")
+]
+
+
+@app.command("config")
+def config_command(preset: Preset = "cpu") -> None:
+    """Print the settings of a preset as JSON (on stdout; notes on stderr)."""
+    import runs
+
+    print(runs.config_to_json(runs.preset(preset)))
+    notes = Console(stderr=True, soft_wrap=True, highlight=False)
+    notes.print(
+        f"preset {preset}; what each setting means: the dataclasses of runs.py and the parts"
+    )
+    notes.print("train changes them by --tasks --demos --seed --env --iterations")
+
+
+# -------------------------------------------------------------------------------------------- demos
+
+
+@demos_app.command("collect")
+def demos_collect(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    tasks: Annotated[
+        str, typer.Option(help="Meta-World tasks, separated by commas; default: the suite.")
+    ] = "",
+    demos: Annotated[int, typer.Option(help="Successful episodes per task.")] = 5,
+    seed: Annotated[int, typer.Option(help="0 to 99; each owns its own start states.")] = 0,
+    size: Annotated[int, typer.Option(help="Image height and width in pixels.")] = 64,
+    chunk: Annotated[int, typer.Option(help="Environment steps per decision (K).")] = 4,
+    horizon: Annotated[int, typer.Option(help="Decisions at most.")] = 30,
+) -> None:
+    """Record expert demonstrations."""
+    import demos as episodes_on_disk
+    from tasks import DEFAULT_SUITE, EnvConfig, VecRealEnv
+
+    names = task_names(tasks) if tasks else DEFAULT_SUITE
+    check_demos(demos)
+    in_range("--seed", seed, 0, 99, " (each owns its own start states)")
+    config = EnvConfig(size=size, chunk=chunk, horizon=horizon)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: not empty; expected a new folder; choose another or delete it")
+    with new_files(folder, episodes_mb(len(names) * demos, config)) as temporary:
+        env = VecRealEnv(min(demos, 16), config)
+        try:
+            episodes = episodes_on_disk.collect_expert(env, names, demos, seed * 1000)
+            episodes_on_disk.save(temporary, episodes, config, env.camera)
+        finally:
+            env.close()
+    print(f"{len(episodes)} expert episodes of {', '.join(names)} in {folder}")
+
+
+def episodes_mb(episodes: int, env) -> float:
+    """Upper bound of the size on disk: the frames."""
+    return episodes * (env.horizon + 1) * 3 * env.size**2 / 1e6 + 1
+
+
+@demos_app.command("load")
+def demos_load(
+    folder: Annotated[Path, typer.Argument(help="A folder of episodes.")],
+    tasks: Annotated[str, typer.Option(help="Accept only these tasks.")] = "",
+    size: Annotated[int | None, typer.Option(help="Expect this image size.")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Expect this many steps per decision.")] = None,
+) -> None:
+    """Check a folder of episodes: one line, OK with its counts or what is wrong with it."""
+    episodes, config = read_episodes(folder, tasks, size, chunk)
+    names = sorted({episode.task for episode in episodes})
+    successes = sum(episode.succeeded for episode in episodes)
+    decisions = sum(len(episode) for episode in episodes)
+    print(
+        f"OK: {len(episodes)} episodes of {', '.join(names)}; {successes} succeed; "
+        f"{decisions} decisions of {config.chunk} steps; {config.size} px"
+    )
+
+
+def read_episodes(folder: Path, tasks: str = "", size: int | None = None, chunk: int | None = None):
+    """(episodes, EnvConfig) of a folder that holds what is expected of it."""
+    import demos
+    from tasks import check_tasks
+
+    episodes, config, _ = demos.load(folder, None, task_names(tasks) if tasks else None)
+    for name, got, want in (("size", config.size, size), ("chunk", config.chunk, chunk)):
+        if want is not None and got != want:
+            raise ValueError(f"{folder}: {name} is {got}; expected {want}; collect it anew")
+    check_tasks(sorted({episode.task for episode in episodes}))
+    return episodes, config
+
+
+@demos_app.command("inspect")
+def demos_inspect(
+    folder: Annotated[Path, typer.Argument(help="A folder of episodes.")],
+    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("runs/inspect"),
+    film: Annotated[str, typer.Option(help="gif or mp4.")] = "gif",
+) -> None:
+    """Show statistics; write a contact sheet (PNG) and a film (the first episode of each task)."""
+    import demos
+    import report
+
+    one_of("--film", film, ("gif", "mp4"))
+    episodes, _ = read_episodes(folder)
+    with new_files(out, PICTURES_MB) as temporary:
+        shown = []  # up to 4 of each task and source, so that the sheet stays readable
+        for row in demos.statistics(episodes):
+            shown += [e for e in episodes if f"{e.task} / {e.source}" == row][:4]
+        demos.write_png(temporary / "contact_sheet.png", demos.contact_sheet(shown))
+        first = {episode.task: episode for episode in reversed(episodes)}
+        films = [first[task].image for task in sorted(first)][:8]
+        demos.write_film(temporary / f"film.{film}", report.side_by_side(films))
+    print_statistics(demos.statistics(episodes))
+    print(f"{out / 'contact_sheet.png'}\n{out / f'film.{film}'}")
+
+
+def print_statistics(rows: dict) -> None:
+    """demos.statistics as a table."""
+    from rich.table import Table
+
+    columns = [name.replace("_", " ") for name in next(iter(rows.values()))]
+    table = Table("task / source", *columns)
+    for name, row in rows.items():
+        table.add_row(name, *(str(value) for value in row.values()))
+    Console().print(table)
+
+
+# -------------------------------------------------------------------------------------------- train
+
+
+@app.command("train")
+def train_command(
+    demos: Annotated[int | None, typer.Option(help="Expert demonstrations per task.")] = None,
+    preset: Preset = "cpu",
+    tasks: Annotated[str, typer.Option(help="Meta-World tasks, separated by commas.")] = "",
+    seed: Annotated[int, typer.Option(help="0 to 99; each owns its own start states.")] = 0,
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/default"),
+    env: Annotated[
+        str, typer.Option(help="Where LOOP rolls out: dream (the method) or real.")
+    ] = "dream",
+    device: Annotated[str, typer.Option(help="Only cpu so far.")] = "cpu",
+    iterations: Annotated[int | None, typer.Option(help="Of reinforcement learning.")] = None,
+    until: Annotated[str | None, typer.Option(help="The last stage to run.")] = None,
+) -> None:
+    """Train: demos, sft, explore, simulator, reflector, rl, evaluate. Run again to resume.
+
+    Options that are left out come from the preset. Finished stages are skipped.
+    """
+    import render
+    import report
+    import train as stages
+    from runs import Run
+
+    check_device(device)
+    config = build_config(preset, tasks, demos, seed, env, iterations)
+    if until is not None:
+        one_of("--until", until, stages.STAGES)
+    episodes = len(config.tasks) * (config.demos + config.exploration)
+    existing = check_output(out, CHECKPOINTS_MB + episodes_mb(episodes, config.env))
+    render.choose_backend()  # without a renderer there would be a run folder with nothing in it
+    is_new = not (out / "config.json").exists()
+    run = Run.create(out, config)
+    with StageDisplay(run, stages.STAGES) as display:
+        if preset == "gpu":
+            display.line("the gpu preset is trained on the processor so far: expect days")
+        try:
+            stages.train(run, display.say, display.progress, until)
+        except Exception:
+            if is_new:
+                take_back(out.absolute(), existing)
+            raise
+    print(f"report: {report.write_report(run)}")
+
+
+def take_back(folder: Path, existing: Path) -> None:
+    """Remove a new run folder that holds only its settings, and what was made to reach it."""
+    if [path.name for path in folder.iterdir()] == ["config.json"]:
+        (folder / "config.json").unlink()
+        for path in (folder, *folder.parents):
+            if path == existing:
+                break
+            path.rmdir()
+
+
+def build_config(
+    preset: str, tasks: str, demos: int | None, seed: int, env: str, iterations: int | None
+) -> RunConfig:
+    """The preset with what was given on the command line; ValueError for anything impossible."""
+    from dataclasses import replace
+
+    import runs
+
+    config = runs.preset(preset)
+    if demos is not None:
+        check_demos(demos)
+    if iterations is not None:
+        in_range("--iterations", iterations, 1)
+        config = replace(config, loop=replace(config.loop, iterations=iterations))
+    given = {
+        "tasks": task_names(tasks) if tasks else None,
+        "demos": demos,
+        "seed": seed,
+        "rl_env": env,
+    }
+    return replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+def check_device(name: str) -> None:
+    """Only the processor, and no pretending."""
+    import torch
+
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"--device: {name!r} is no device of torch; expected cpu") from error
+    if kind != "cpu":
+        raise ValueError(f"--device: got {name}; only cpu is supported so far; use --device cpu")
+
+
+# --------------------------------------------------------------------------------- looking at a run
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/default.")]
+
+
+@app.command("imagine")
+def imagine_command(
+    folder: RunFolder,
+    task: Annotated[str, typer.Option(help="Default: the run's first task.")] = "",
+    seed: Annotated[int, typer.Option(help="Which start of the development split.")] = 0,
+    actions: Annotated[
+        str, typer.Option(help="Who acts: expert, policy (post-trained) or sft.")
+    ] = "policy",
+    out: Annotated[
+        Path | None, typer.Option(help="Where the pictures go; default: RUN/imagine.")
+    ] = None,
+) -> None:
+    """Dream the very actions of a real episode: film and strip of both, and the reward curves."""
+    import demos
+    import report
+    from runs import Run
+
+    one_of("--actions", actions, ("expert", "policy", "sft"))
+    in_range("--seed", seed, 0)
+    run = Run.open(folder)
+    task = task_names(task)[0] if task else run.config.tasks[0]
+    one_of("--task", task, run.config.tasks)
+    reflector = run.reflector()
+    simulator = run.simulator(demos.load(run.episodes_folder)[2])
+    policy = None if actions == "expert" else run.policy(actions)
+    out = out or run.folder / "imagine"
+    name = f"{task}_{actions}_{seed}"
+    with new_files(out, PICTURES_MB) as temporary:
+        episode, dream, curves = real_and_dream(run, simulator, reflector, policy, task, seed)
+        eta = float(reflector.threshold)
+        demos.write_film(temporary / f"{name}.gif", report.side_by_side([episode.image, dream]))
+        demos.write_png(temporary / f"{name}.png", report.strip([episode.image, dream]))
+        chart = report.reward_curves(curves, eta, episode.first_success)
+        demos.write_atomically(temporary / f"{name}_reward.png", chart)
+    print(imagine_numbers(episode, dream, curves, eta))
+    for ending in (".gif", ".png", "_reward.png"):
+        print(out / f"{name}{ending}")
+
+
+def real_and_dream(run: Run, simulator, reflector, policy, task: str, seed: int):
+    """(the real episode, the dream's frames (T+1, H, W, 3), {"real", "dream"}: R (T,) of each).
+
+    policy: None lets the scripted expert act. The real episode goes on for two decisions after its
+    first success, so that the curve shows what the reflector says then.
+    """
+    from dataclasses import replace
+
+    from demos import play
+    from evaluate import dream_along, test_starts
+    from reflector import judge_episodes
+    from tasks import VecRealEnv
+    from worldenv import WorldEnv, start_frames
+
+    starts = test_starts((task,), 1, "dev", seed)
+    env = VecRealEnv(1, run.config.env)
+    try:
+        (episode,) = play(env, starts, policy and policy.act, "evaluation", after_success=2)
+    finally:
+        env.close()
+    world = WorldEnv(
+        simulator, reflector, start_frames([episode]), 1, run.config.env, run.config.seed
+    )
+    (dream,) = dream_along(world, [episode])
+    real_curve, dream_curve = judge_episodes(reflector, [episode, replace(episode, image=dream)])
+    return episode, dream, {"real": real_curve, "dream": dream_curve}
+
+
+def imagine_numbers(episode: Episode, dream, curves: dict, eta: float) -> str:
+    """What the pictures show, in two lines."""
+    from evaluate import psnr
+
+    length = len(episode)
+    depths = {"1": 1, "5": min(5, length), f"{length} (last)": length}
+    decibels = ", ".join(
+        f"{psnr(episode.image[t], dream[t]):.1f} dB after {name}" for name, t in depths.items()
+    )
+    stops = [t + 1 for t, value in enumerate(curves["dream"]) if value > eta]
+    real = f"success at decision {episode.first_success}" if episode.succeeded else "no success"
+    imagined = f"success at decision {stops[0]}" if stops else "no success"
+    return f"PSNR {decibels}\nreal: {real}; dream (reflector above {eta:.2f}): {imagined}"
+
+
+@app.command("evaluate")
+def evaluate_command(
+    folder: RunFolder,
+    policy: Annotated[str, typer.Option(help="policy (post-trained) or sft.")] = "policy",
+    termination: Annotated[
+        str, typer.Option(help="Who stops: oracle, reflector or none.")
+    ] = "oracle",
+    starts: Annotated[int | None, typer.Option(help="Per task; default: the run's.")] = None,
+    split: Annotated[str, typer.Option(help="test or dev.")] = "test",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON on stdout and nothing else.")
+    ] = False,
+) -> None:
+    """Measure real success, per task and in the mean, with Wilson's 95 % intervals."""
+    from evaluate import TERMINATIONS, evaluate, test_starts
+    from runs import Run
+    from tasks import VecRealEnv
+
+    one_of("--policy", policy, ("policy", "sft"))
+    one_of("--termination", termination, TERMINATIONS)
+    one_of("--split", split, ("test", "dev"))
+    run = Run.open(folder)
+    count = run.config.test_starts if starts is None else in_range("--starts", starts, 1)
+    plan = test_starts(run.config.tasks, count, split)
+    player = run.policy(policy)
+    reflector = run.reflector() if termination == "reflector" else None
+    env = VecRealEnv(min(run.config.slots, len(plan)), run.config.env)
+    try:
+        result = evaluate(player, env, plan, termination, reflector)
+    finally:
+        env.close()
+    result |= {"run": str(folder), "policy": policy, "split": split, "seed": run.config.seed}
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_result(result)
+
+
+def print_result(result: dict) -> None:
+    """Success per task and in the mean, as a table."""
+    from rich.table import Table
+
+    title = f"{result['policy']}, {result['termination']} termination, {result['split']} starts"
+    table = Table("task", "real success", "95 % interval", "episodes", title=title)
+    for name, row in (result["tasks"] | {"mean": result | {"success": result["mean"]}}).items():
+        interval = f"{row['low']:.1%} - {row['high']:.1%}"
+        table.add_row(
+            name, f"{row['success']:.1%}", interval, str(row["n"]), end_section=name == "mean"
+        )
+    Console().print(table)
+
+
+@app.command("report")
+def report_command(folder: RunFolder) -> None:
+    """Rewrite a run's report.md from what its stages recorded."""
+    import report
+    from runs import Run
+
+    run = Run.open(folder)
+    check_output(run.folder, PICTURES_MB)
+    print(report.write_report(run))
+
+
+# ------------------------------------------------------------------------------------------ studies
+# Commands that train many runs (screen, study, summary) go here; their work is in studies.py,
+# imported inside each command like everything heavy.
+
+
+if __name__ == "__main__":  # required: workers of the real environment import this file again
+    app()

@@ -1,0 +1,251 @@
+"""The instant reflector: what it reads, that it learns, and when it would say stop."""
+
+import numpy as np
+import pytest
+import torch
+
+import reflector as reflector_module
+from demos import Episode
+from fit import FitConfig, fit
+from policy import TOKENS, tokenize
+from reflector import (
+    Reflector,
+    ReflectorConfig,
+    calibrate,
+    false_stops,
+    frame_batches,
+    judge_episodes,
+    reflector_frames,
+    stack_frames,
+)
+from tasks import INSTRUCTIONS
+
+SIZE = 32
+
+
+def small_reflector(seed: int = 0) -> Reflector:
+    """A vision-language model of some ten thousand weights."""
+    torch.manual_seed(seed)
+    return Reflector(ReflectorConfig(size=SIZE, width=32, layers=1))
+
+
+def scripted_episode(success: list[int], task: str = "drawer-open", offset: int = 0) -> Episode:
+    """An episode with the given labels, whose frame t is uniformly of brightness offset + t."""
+    length = len(success) - 1
+    count = np.arange(length + 1) + offset
+    return Episode(
+        image=np.broadcast_to(count[:, None, None, None], (length + 1, SIZE, SIZE, 3)).astype(
+            np.uint8
+        ),
+        state=np.zeros((length + 1, 4), np.float32),
+        action=np.zeros((length, 4, 4), np.float32),
+        success=np.array(success, np.uint8),
+        task=task,
+        instruction=INSTRUCTIONS[task][0],
+        seed=0,
+        source="exploration",
+    )
+
+
+class Brightness:
+    """A scripted reflector: R is the brightness of the current frame over 100."""
+
+    def __init__(self):
+        self.threshold = torch.tensor(0.5)
+
+    def reward(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        assert frames.shape[1:] == (3, SIZE, SIZE, 3) and tokens.shape == (len(frames), TOKENS)
+        return frames[:, 2].float().mean((1, 2, 3)) / 100
+
+
+def random_frames(rows: int) -> torch.Tensor:
+    """(rows, 3, H, W, 3) uint8."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (rows, 3, SIZE, SIZE, 3), generator=generator).to(torch.uint8)
+
+
+# ---------------------------------------------------------------------------------------- the model
+
+
+def test_rewards_are_probabilities():
+    """(B,) in [0, 1], the sigmoid of the logits, and different rows differ."""
+    reflector, frames = small_reflector().eval(), random_frames(3)
+    tokens = tokenize([INSTRUCTIONS[t][0] for t in ("drawer-open", "handle-press", "reach")])
+    reward = reflector.reward(frames, tokens)
+    assert reward.shape == (3,) and reward.min() >= 0 and reward.max() <= 1
+    assert torch.allclose(reward, torch.sigmoid(reflector.logits(stack_frames(frames), tokens)))
+    assert len(set(reward.tolist())) == 3
+
+
+def test_more_padding_does_not_change_the_reward():
+    """The same instruction in a longer padded row is the same instruction."""
+    reflector, frames = small_reflector().eval(), random_frames(3)
+    tokens = tokenize(["open the drawer", "press the handle down", "reach the goal"])
+    longer = torch.cat([tokens, torch.zeros(3, 8, dtype=torch.int64)], dim=1)
+    reward, again = reflector.reward(frames, tokens), reflector.reward(frames, longer)
+    assert torch.allclose(reward, again, atol=1e-5)
+
+
+def test_a_row_is_judged_alone():
+    """Neighbours in the batch, with shorter or longer instructions, do not change a reward."""
+    reflector, frames = small_reflector().eval(), random_frames(3)
+    tokens = tokenize(
+        ["open the drawer", "reach over the wall and press down the button", "lock it"]
+    )
+    together = reflector.reward(frames, tokens)
+    alone = torch.cat([reflector.reward(frames[i : i + 1], tokens[i : i + 1]) for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_every_frame_and_the_words_are_read():
+    """Each of the three frames, the words and their order change the logit."""
+    reflector, frames = small_reflector().eval(), random_frames(1)
+    tokens = tokenize(["open the drawer"])
+    plain = reflector.logits(stack_frames(frames), tokens).item()
+    for which in range(3):
+        changed = frames.clone()
+        changed[:, which] = 255 - changed[:, which]
+        assert abs(reflector.logits(stack_frames(changed), tokens).item() - plain) > 1e-5, which
+    for words in ("close the drawer", "drawer the open"):
+        other = reflector.logits(stack_frames(frames), tokenize([words])).item()
+        assert abs(other - plain) > 1e-5, words
+
+
+def test_overfits_one_batch():
+    """Accuracy 1 on eight rows: a spot left or right, and the words can turn the answer round."""
+    frames = torch.zeros(8, 3, SIZE, SIZE, 3, dtype=torch.uint8)
+    frames[::2, 2, 12:20, 2:14] = 255
+    frames[1::2, 2, 12:20, 18:30] = 255
+    texts = ["open the drawer"] * 4 + ["close the drawer"] * 4
+    label = torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 1])
+    batch = {"frames": frames, "tokens": tokenize(texts), "label": label}
+    reflector = small_reflector()
+    fit(reflector, lambda step: batch, FitConfig(steps=200, learning_rate=2e-3, warmup=20))
+    loss, metrics = reflector(batch)
+    assert metrics["accuracy"] == 1.0 and loss.item() < 0.1
+    reward = reflector.reward(frames, batch["tokens"])
+    assert ((reward > 0.5) == (label > 0.5)).all()
+
+
+def test_loss_is_the_cross_entropy_of_the_labels():
+    """A naive loop over -(w y log R + (1 - y) log(1 - R)), with and without a weight w."""
+    tokens, frames = tokenize(["open the drawer"] * 4), random_frames(4)
+    label = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        config = ReflectorConfig(size=SIZE, width=32, layers=1, positive_weight=weight)
+        reflector = Reflector(config).eval()
+        rewards = reflector.reward(frames, tokens).tolist()
+        total = 0.0
+        for y, r in zip(label.tolist(), rewards, strict=True):
+            total -= (weight or 1.0) * y * np.log(r) + (1 - y) * np.log(1 - r)
+        loss, _ = reflector({"frames": frames, "tokens": tokens, "label": label})
+        assert loss.item() == pytest.approx(total / 4, rel=1e-4)
+
+
+def test_impossible_threshold_is_refused():
+    """eta lies strictly between 0 and 1."""
+    with pytest.raises(ValueError, match="got 1.0, expected"):
+        ReflectorConfig(threshold=1.0)
+
+
+# ------------------------------------------------------------------------------------------- frames
+
+
+def test_three_frames_are_read():
+    """First, previous and current; the first frame has no previous one and stands in for it."""
+    images = scripted_episode([0] * 6).image
+    assert reflector_frames(images, 4)[:, 0, 0, 0].tolist() == [0, 3, 4]
+    assert reflector_frames(images, 1)[:, 0, 0, 0].tolist() == [0, 0, 1]
+    assert reflector_frames(images, 0)[:, 0, 0, 0].tolist() == [0, 0, 0]
+
+
+def test_stacked_frames_keep_their_channels():
+    """Channels 0-2 are the first frame's RGB, 3-5 the previous one's, 6-8 the current one's."""
+    frames = random_frames(2)
+    stacked = stack_frames(frames)
+    assert stacked.shape == (2, 9, SIZE, SIZE)
+    for n in range(3):
+        for c in range(3):
+            expected = frames[:, n, :, :, c].float() / 255 - 0.5
+            assert torch.allclose(stacked[:, 3 * n + c], expected)
+
+
+def test_batches_hold_half_successes_of_the_right_task():
+    """Frames, words and label of one moment; half are successes wherever a task has any."""
+    episodes = [
+        scripted_episode([0, 0, 0, 1, 1]),
+        scripted_episode([0, 0, 1], offset=50),
+        scripted_episode([0, 0, 0], "handle-press", offset=100),  # never succeeds
+    ]
+    batch = frame_batches(episodes, batch=400, seed=0)(0)
+    now = batch["frames"][:, 2, 0, 0, 0].long()
+    label = {3: 1.0, 4: 1.0, 52: 1.0}
+    assert batch["label"].tolist() == [label.get(n, 0.0) for n in now.tolist()]
+    drawer = now < 100
+    words = {
+        tuple(w)
+        for w in tokenize(INSTRUCTIONS["drawer-open"] + INSTRUCTIONS["handle-press"]).tolist()
+    }
+    drawer_words = {tuple(w) for w in tokenize(INSTRUCTIONS["drawer-open"]).tolist()}
+    for tokens, of_drawer in zip(batch["tokens"].tolist(), drawer.tolist(), strict=True):
+        assert tuple(tokens) in words and (tuple(tokens) in drawer_words) == of_drawer
+    assert set(now.tolist()) == {0, 1, 2, 3, 4, 50, 51, 52, 100, 101, 102}
+    # fair draws, 5 standard deviations each: false-alarm probability 1e-6 (and seeded)
+    assert abs(drawer.sum().item() - 200) < 5 * np.sqrt(100)
+    positive = batch["label"][drawer].mean().item()
+    assert abs(positive - 0.5) < 5 * 0.5 / np.sqrt(drawer.sum().item())
+
+
+# ----------------------------------------------------------------------------------------- the stop
+
+
+def test_curves_begin_after_the_first_decision():
+    """R of frames 1 to T: before any decision there is nothing to stop."""
+    episodes = [scripted_episode([0, 0, 0, 1]), scripted_episode([0, 1], offset=50)]
+    curves = judge_episodes(Brightness(), episodes)
+    assert [len(curve) for curve in curves] == [3, 1]
+    assert np.allclose(curves[0], [0.01, 0.02, 0.03]) and np.allclose(curves[1], [0.51])
+
+
+def test_false_stops_of_scripted_curves():
+    """Only the *first* frame above the threshold stops: falsely where it is no success."""
+    labels = [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    curves = [
+        [0.1, 0.9, 0.9],  # stops in time
+        [0.6, 0.9, 0.9],  # stops one frame too early
+        [0.1, 0.2, 0.3],  # never stops
+        [0.1, 0.2, 0.7],  # stops at a failure
+        [0.1, 0.9, 0.1],  # stops after success was lost again
+    ]
+    episodes = [scripted_episode(label) for label in labels]
+    curves = [np.array(curve, np.float32) for curve in curves]
+    assert false_stops(curves, episodes, 0.5) == pytest.approx(3 / 5)
+    assert false_stops(curves, episodes, 0.65) == pytest.approx(2 / 5)
+    assert false_stops(curves, episodes, 0.8) == pytest.approx(1 / 5)
+    assert false_stops(curves, episodes, 0.95) == 0
+    assert false_stops([], [], 0.5) == 0
+
+
+def calibrated(monkeypatch, curves: list[list[float]], allowed: float) -> float:
+    """The threshold chosen for scripted curves of episodes that never succeed."""
+    episodes = [scripted_episode([0] * (len(curve) + 1)) for curve in curves]
+    arrays = [np.array(curve, np.float32) for curve in curves]
+    monkeypatch.setattr(reflector_module, "judge_episodes", lambda *_: arrays)
+    judge = Brightness()
+    eta = calibrate(judge, episodes, allowed)
+    assert eta == pytest.approx(float(judge.threshold))
+    return eta
+
+
+def test_calibration_takes_the_lowest_threshold_that_is_safe(monkeypatch):
+    """0.5 where nothing is wrong, otherwise just above the false alarms that are not allowed."""
+    assert calibrated(monkeypatch, [[0.1, 0.2], [0.4, 0.3]], 0.0) == pytest.approx(0.5)
+    assert calibrated(monkeypatch, [[0.1, 0.72], [0.4, 0.3]], 0.0) == pytest.approx(0.75)
+    assert calibrated(monkeypatch, [[0.1, 0.72], [0.4, 0.3]], 0.5) == pytest.approx(0.5)
+    assert calibrated(monkeypatch, [[0.97], [0.1]], 0.0) == pytest.approx(0.98)
+
+
+def test_calibration_falls_back_to_the_highest_threshold(monkeypatch):
+    """Where none is safe the strictest one is kept."""
+    assert calibrated(monkeypatch, [[0.999], [0.999]], 0.0) == pytest.approx(0.98)

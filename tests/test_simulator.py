@@ -1,0 +1,270 @@
+"""The world simulator: what it remembers, what it draws, its kinematics, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from demos import Episode
+from fit import FitConfig, fit
+from simulator import MEMORY, Simulator, SimulatorConfig, memory_indices, transition_batches
+from tasks import ACTION_DIM, STATE_DIM, Camera
+
+SIZE, CHUNK = 32, 2
+# One metre above the origin, looking straight down (columns of the rotation: right, up, backward).
+CAMERA = Camera((0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0), 60.0, SIZE)
+
+
+def small_simulator(seed: int = 0, sampling_steps: int = 1) -> Simulator:
+    """A U-Net that trains in seconds."""
+    torch.manual_seed(seed)
+    config = SimulatorConfig(
+        size=SIZE, chunk=CHUNK, channels=(32, 32, 32), sampling_steps=sampling_steps
+    )
+    return Simulator(config, CAMERA)
+
+
+def moving_square(rows: int) -> dict[str, torch.Tensor]:
+    """A bright square that jumps somewhere else in every row, over a fixed random background."""
+    generator = torch.Generator().manual_seed(0)
+    background = torch.randint(60, 120, (SIZE, SIZE, 3), generator=generator).to(torch.uint8)
+    memory = background.expand(rows, MEMORY, SIZE, SIZE, 3).clone()
+    following = background.expand(rows, SIZE, SIZE, 3).clone()
+    for row in range(rows):
+        memory[row, :, 12:18, 12:18] = 230
+        following[row, 3 * row : 3 * row + 6, 4:10] = 230
+    return {
+        "memory": memory,
+        "next": following,
+        "state": 0.2 * torch.randn(rows, STATE_DIM, generator=generator),
+        "next_state": 0.2 * torch.randn(rows, STATE_DIM, generator=generator),
+        "action": 2 * torch.rand(rows, CHUNK, ACTION_DIM, generator=generator) - 1,
+    }
+
+
+def imagine(simulator: Simulator, batch: dict, seed: int = 0) -> torch.Tensor:
+    """The next frames of a batch, drawn with a generator of its own."""
+    return simulator.next_frame(
+        batch["memory"],
+        batch["state"],
+        batch["next_state"],
+        batch["action"],
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def squared_error(frames: torch.Tensor, batch: dict) -> float:
+    """Mean squared error against the true next frame, in grey levels squared."""
+    return ((frames.float() - batch["next"].float()) ** 2).mean().item()
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+def test_memory_reaches_back_to_the_first_frame():
+    """Newest first: now, one before, half-way back, the beginning."""
+    assert memory_indices(0) == [0, 0, 0, 0]
+    assert memory_indices(1) == [1, 0, 0, 0]
+    assert memory_indices(9) == [9, 8, 4, 0]
+    assert len(memory_indices(3)) == MEMORY
+
+
+def test_transition_batches_pair_what_belongs_together():
+    """Memory, next frame, states and action of one decision; tasks drawn evenly."""
+    episodes = []
+    for number, task in enumerate(("drawer-open", "drawer-open", "handle-press")):
+        count = np.arange(6) + 20 * number
+        episodes.append(
+            Episode(
+                image=np.broadcast_to(count[:, None, None, None], (6, 4, 4, 3)).astype(np.uint8),
+                state=np.repeat(count[:, None], STATE_DIM, 1).astype(np.float32),
+                action=np.broadcast_to(count[:-1, None, None], (5, CHUNK, ACTION_DIM)).astype(
+                    np.float32
+                ),
+                success=np.zeros(6, np.uint8),
+                task=task,
+                instruction="",
+                seed=0,
+                source="expert",
+            )
+        )
+    sample = transition_batches(episodes, batch=500, seed=0)
+    batch = sample(0)
+    assert batch["memory"].dtype == batch["next"].dtype == torch.uint8
+    now = batch["state"][:, 0].long()
+    first, time = 20 * (now // 20), now % 20
+    remembered = batch["memory"][:, :, 0, 0, 0].long()
+    expected = [first + time, first + (time - 1).clamp(min=0), first + time // 2, first]
+    assert torch.equal(remembered, torch.stack(expected, dim=1))
+    assert torch.equal(batch["next"][:, 0, 0, 0].long(), now + 1)
+    assert torch.equal(batch["next_state"][:, 0].long(), now + 1)
+    assert (batch["action"] == now[:, None, None]).all()
+    assert set(now.tolist()) == {20 * e + t for e in range(3) for t in range(5)}
+    # 500 fair draws, 5 standard deviations: false-alarm probability 6e-7 (and seeded)
+    assert abs((now >= 40).sum().item() - 250) < 5 * np.sqrt(125)
+
+
+# --------------------------------------------------------------------------------------- action map
+
+
+def test_action_map_peaks_at_the_projected_pixels():
+    """Channel 0 marks the current hand, channel 1 the next one, at the pixels of Camera.project."""
+    simulator = small_simulator()
+    state = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.2, -0.1, 0.1, 0.5]])
+    next_state = torch.tensor([[0.1, 0.2, 0.0, 1.0], [-0.2, 0.1, 0.3, 0.25]])
+    drawn = simulator.action_map(state, next_state)
+    assert drawn.shape == (2, 3, SIZE, SIZE) and drawn.min() >= 0 and drawn.max() <= 1
+    for channel, pose in ((0, state), (1, next_state)):
+        for row in range(2):
+            column_row = CAMERA.project(pose[row, :3].numpy())
+            peak = np.unravel_index(int(drawn[row, channel].argmax()), (SIZE, SIZE))
+            assert np.abs(np.array(peak[::-1]) + 0.5 - column_row).max() <= 0.5 + 1e-4
+            assert drawn[row, channel].max() > 0.75
+    assert torch.allclose(drawn[:, 2], drawn[:, 1] * next_state[:, 3, None, None])
+
+
+def test_action_map_outside_of_the_view_is_black():
+    """A hand far beside the picture leaves no mark."""
+    far = torch.tensor([[5.0, 0.0, 0.0, 1.0]])
+    assert small_simulator().action_map(far, far).max() < 1e-6
+
+
+# --------------------------------------------------------------------------------------- kinematics
+
+
+def linear_episodes(count: int) -> tuple[list[Episode], np.ndarray]:
+    """Episodes whose next state is a linear law of state and chunk: (episodes, its weights)."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(0, 0.3, (STATE_DIM + CHUNK * ACTION_DIM + 1, STATE_DIM))
+    episodes = []
+    for _ in range(count):
+        action = rng.uniform(-1, 1, (8, CHUNK, ACTION_DIM)).astype(np.float32)
+        state = np.zeros((9, STATE_DIM), np.float32)
+        state[0] = rng.normal(0, 1, STATE_DIM)
+        for t in range(8):
+            state[t + 1] = np.concatenate([state[t], action[t].ravel(), [1.0]]) @ weights
+        image, success = np.zeros((9, SIZE, SIZE, 3), np.uint8), np.zeros(9, np.uint8)
+        episodes.append(Episode(image, state, action, success, "reach", "", 0, "expert"))
+    return episodes, weights
+
+
+def test_least_squares_recovers_a_linear_law():
+    """Fitted weights and error, and next_state on states that were never seen."""
+    episodes, weights = linear_episodes(30)
+    simulator = small_simulator()
+    assert simulator.fit_kinematics(episodes) < 1e-2  # millimetres
+    assert np.allclose(simulator.kinematics.numpy(), weights, atol=1e-4)
+    state, action = torch.zeros(5, STATE_DIM), 0.3 * torch.randn(5, CHUNK, ACTION_DIM)
+    inputs = torch.cat([state, action.flatten(1), torch.ones(5, 1)], dim=1)
+    twin = inputs @ torch.from_numpy(weights.astype(np.float32))
+    assert torch.allclose(simulator.next_state(state, action), twin, atol=1e-4)
+
+
+def test_next_state_stays_inside_what_was_ever_seen():
+    """An absurd state is pulled back to the range of the episodes."""
+    episodes, _ = linear_episodes(30)
+    simulator = small_simulator()
+    simulator.fit_kinematics(episodes)
+    seen = np.concatenate([e.state[1:] for e in episodes])
+    absurd = simulator.next_state(
+        torch.full((1, STATE_DIM), 1e3), torch.zeros(1, CHUNK, ACTION_DIM)
+    )
+    low, high = torch.from_numpy(seen.min(0)), torch.from_numpy(seen.max(0))
+    assert ((absurd[0] == low) | (absurd[0] == high)).all()
+
+
+# ---------------------------------------------------------------------------------------- imagining
+
+
+def test_frames_have_the_shape_and_type_of_real_ones():
+    """(B, H, W, 3) uint8, with 1 and 4 sampling steps, reference tokens given or not."""
+    batch = moving_square(3)
+    for steps in (1, 4):
+        simulator = small_simulator(sampling_steps=steps).eval()
+        frames = imagine(simulator, batch)
+        assert frames.shape == (3, SIZE, SIZE, 3) and frames.dtype == torch.uint8
+        first = batch["memory"][:, -1].permute(0, 3, 1, 2).float() / 255 - 0.5
+        again = simulator.next_frame(
+            batch["memory"],
+            batch["state"],
+            batch["next_state"],
+            batch["action"],
+            simulator.reference_tokens(first),
+            torch.Generator().manual_seed(0),
+        )
+        assert torch.equal(frames, again)
+
+
+def test_the_generator_alone_decides_the_noise():
+    """The same seed gives the same frames, another seed others."""
+    simulator, batch = small_simulator().eval(), moving_square(3)
+    assert torch.equal(imagine(simulator, batch, 1), imagine(simulator, batch, 1))
+    assert not torch.equal(imagine(simulator, batch, 1), imagine(simulator, batch, 2))
+
+
+def test_no_predicted_change_repeats_the_frame():
+    """What the network outputs is the *change*: zero gives the newest frame of the memory."""
+    simulator, batch = small_simulator().eval(), moving_square(2)
+    batch["memory"][:, 1:] = 0  # only the newest is copied
+    simulator._denoise = lambda x, *conditions: torch.zeros_like(x)
+    assert torch.equal(imagine(simulator, batch), batch["memory"][:, 0])
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_perfect_network_gives_the_perfect_frame(steps):
+    """A network that answers with the true x_0 is sampled to the true next frame."""
+    simulator, batch = small_simulator(sampling_steps=steps).eval(), moving_square(2)
+    change = (batch["next"].float() - batch["memory"][:, 0].float()).permute(0, 3, 1, 2) / 255
+    scale, fold = simulator.config.change_scale, simulator.config.fold
+    target = torch.nn.functional.pixel_unshuffle(scale * change, fold)
+    simulator._denoise = lambda x, *conditions: target
+    assert torch.equal(imagine(simulator, batch), batch["next"])
+
+
+def test_the_loss_of_a_perfect_network_is_zero():
+    """Training asks for the same x_0 that sampling turns into frames."""
+    simulator, batch = small_simulator().eval(), moving_square(2)
+    change = (batch["next"].float() - batch["memory"][:, 0].float()).permute(0, 3, 1, 2) / 255
+    scale, fold = simulator.config.change_scale, simulator.config.fold
+    target = torch.nn.functional.pixel_unshuffle(scale * change, fold)
+    simulator._denoise = lambda x, *conditions: target
+    assert simulator(batch)[0].item() < 1e-10
+    simulator._denoise = lambda x, *conditions: torch.zeros_like(x)
+    assert simulator(batch)[0].item() > 0.1
+
+
+def test_overfits_one_batch():
+    """After training on four transitions it imagines them far better than a repeated frame.
+
+    All four begin with the same picture, so it can only tell them apart by action and states.
+    """
+    simulator, batch = small_simulator(), moving_square(4)
+    twice = {name: torch.cat([value, value]) for name, value in batch.items()}
+    copied = squared_error(batch["memory"][:, 0], batch)
+    assert squared_error(imagine(simulator.eval(), batch), batch) > 0.5 * copied
+    fit(simulator, lambda step: twice, FitConfig(steps=150, learning_rate=2e-3, warmup=10))
+    assert squared_error(imagine(simulator, batch), batch) < 0.15 * copied
+
+
+def test_the_frame_depends_on_every_condition():
+    """Memory, states, action and reference tokens all reach the output of the network."""
+    simulator, batch = small_simulator().eval(), moving_square(2)
+    inputs = {
+        "memory": batch["memory"].float().movedim(-1, -3) / 255,
+        "state": batch["state"].clone(),
+        "next_state": batch["next_state"].clone(),
+        "action": batch["action"].clone(),
+        "tokens": torch.randn(2, 16, 64),
+    }
+    noisy, time = torch.randn(2, 48, 8, 8), torch.tensor([999, 999])
+    with torch.no_grad():
+        plain = simulator._denoise(noisy, time, **inputs)
+        for name in inputs:
+            changed = simulator._denoise(noisy, time, **{**inputs, name: inputs[name] + 0.3})
+            assert (changed - plain).abs().max() > 1e-4, name
+
+
+@pytest.mark.parametrize("wrong", [{"sampling_steps": 0}, {"size": 40}])
+def test_impossible_settings_are_refused(wrong):
+    """With what was got and what was expected."""
+    with pytest.raises(ValueError, match="SimulatorConfig"):
+        SimulatorConfig(**wrong)

@@ -1,0 +1,360 @@
+"""WorldEnv with a scripted simulator and reflector: who is stopped, when, with which reward."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from demos import Episode
+from simulator import memory_indices
+from tasks import INSTRUCTIONS, EnvConfig, RealEnv, Start
+from worldenv import WorldEnv, start_frames
+
+SIZE, CHUNK, HORIZON = 16, 2, 4
+CONFIG = EnvConfig(size=SIZE, chunk=CHUNK, horizon=HORIZON)
+ETA = 0.75
+
+
+class ScriptedSimulator:
+    """x, the state's first number, moves by the chunk's first actions; frames are 100 x bright.
+
+    It insists on being asked rightly: memory newest first, reference tokens of the slot's start.
+    """
+
+    def __init__(self):
+        self.asked = 0
+        self.memories: list[np.ndarray] = []
+
+    def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
+        assert first.shape[1:] == (3, SIZE, SIZE) and first.min() >= -0.5 and first.max() <= 0.5
+        return first[:, :1, :1, 0]
+
+    def next_state(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        assert action.abs().max() <= 1
+        following = state.clone()
+        following[:, 0] += action[:, :, 0].sum(1)
+        return following
+
+    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+        assert memory.dtype == torch.uint8 and memory.shape[1:] == (4, SIZE, SIZE, 3)
+        first = memory[:, 3, 0, 0, 0].float() / 255 - 0.5
+        assert torch.allclose(tokens[:, 0, 0], first, atol=1e-6)
+        assert torch.equal(next_state, self.next_state(state, action))
+        self.asked += len(memory)
+        self.memories.append(memory[:, :, 0, 0, 0].numpy())
+        brightness = (100 * next_state[:, 0]).clamp(0, 255).round().to(torch.uint8)
+        return brightness[:, None, None, None].expand(-1, SIZE, SIZE, 3)
+
+
+class NoisySimulator(ScriptedSimulator):
+    """The same, but every frame carries noise from the environment's generator."""
+
+    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+        noise = torch.randint(0, 9, (len(memory), SIZE, SIZE, 3), generator=generator)
+        frame = super().next_frame(memory, state, next_state, action, tokens, generator)
+        return (frame.long() + noise).clamp(0, 255).to(torch.uint8)
+
+
+class ScriptedReflector:
+    """0.9 where the current frame shows x above 1, else a fifth of x."""
+
+    threshold = torch.tensor(ETA)
+
+    def reward(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, SIZE, SIZE, 3)
+        assert (tokens > 0).any(1).all()  # a running slot has an instruction
+        x = frames[:, 2].float().mean((1, 2, 3)) / 100
+        return torch.where(x > 1, 0.9, x / 5)
+
+
+def known_starts() -> dict[Start, tuple[np.ndarray, np.ndarray]]:
+    """Three starts at x = 0, 0.1 and 0.2, with matching frames."""
+    tasks = ("drawer-open", "handle-press", "reach")
+    starts = {}
+    for number, task in enumerate(tasks):
+        image = np.full((SIZE, SIZE, 3), 10 * number, np.uint8)
+        state = np.array([0.1 * number, 0, 0, 1], np.float32)
+        starts[Start(task, number)] = (image, state)
+    return starts
+
+
+def world(num_envs: int = 3, simulator=None) -> WorldEnv:
+    """A scripted world."""
+    simulator = simulator or ScriptedSimulator()
+    return WorldEnv(simulator, ScriptedReflector(), known_starts(), num_envs, CONFIG)
+
+
+def push(*amounts: float) -> np.ndarray:
+    """Chunks that move slot i's x by amounts[i]."""
+    actions = np.zeros((len(amounts), CHUNK, 4), np.float32)
+    actions[:, :, 0] = np.array(amounts)[:, None] / CHUNK
+    return actions
+
+
+# ---------------------------------------------------------------------------------------- semantics
+
+
+def test_reset_shows_the_real_start():
+    """Image, state and first wording of each start, nobody done."""
+    env = world()
+    observation, infos = env.reset(options={"starts": list(known_starts())})
+    for slot, (start, (image, state)) in enumerate(known_starts().items()):
+        assert (observation["image"][slot] == image).all()
+        assert (observation["state"][slot] == state).all()
+        assert observation["instruction"][slot] == INSTRUCTIONS[start.task][0]
+    assert not env.done.any() and not infos["success"].any()
+
+
+def test_reflector_stops_and_rewards():
+    """R > eta terminates with reward R; below it the episode goes on with reward 0."""
+    env = world()
+    env.reset(options={"starts": list(known_starts())})
+    observation, rewards, terminations, truncations, infos = env.step(push(0.5, 1.0, 0.5))
+    assert terminations.tolist() == [False, True, False] and not truncations.any()
+    assert rewards.tolist() == pytest.approx([0.0, 0.9, 0.0])
+    assert infos["reflector"].tolist() == pytest.approx([0.1, 0.9, 0.14])
+    assert infos["success"].tolist() == terminations.tolist() == env.done.tolist()
+    assert observation["image"][:, 0, 0, 0].tolist() == [50, 110, 70]
+    assert observation["state"][:, 0].tolist() == pytest.approx([0.5, 1.1, 0.7])
+
+
+def test_horizon_truncates_with_the_last_reward():
+    """Whoever is never stopped gets R of the last frame at the horizon, and is not a success."""
+    env = world(1)
+    env.reset(options={"starts": list(known_starts())[:1]})
+    for decision in range(HORIZON):
+        _, rewards, terminations, truncations, infos = env.step(push(0.1))
+        last = decision == HORIZON - 1
+        assert truncations.tolist() == [last] == env.done.tolist() and not terminations.any()
+        assert rewards[0] == pytest.approx(0.4 / 5 if last else 0.0)
+    assert not infos["success"].any()
+
+
+def test_success_at_the_horizon_terminates_and_does_not_truncate():
+    """At the last decision the reflector's verdict goes first."""
+    env = world(1)
+    env.reset(options={"starts": list(known_starts())[:1]})
+    for amount in (0.1, 0.1, 0.1, 1.0):
+        _, rewards, terminations, truncations, _ = env.step(push(amount))
+    assert terminations[0] and not truncations[0] and rewards[0] == pytest.approx(0.9)
+
+
+def test_done_slots_rest():
+    """A stopped slot keeps its observation, earns nothing more and costs no imagined frame."""
+    env = world()
+    env.reset(options={"starts": list(known_starts())})
+    before, *_ = env.step(push(0.1, 1.0, 0.1))
+    after, rewards, terminations, truncations, infos = env.step(push(0.1, -1.0, 0.1))
+    assert (after["image"][1] == before["image"][1]).all()
+    assert (after["state"][1] == before["state"][1]).all()
+    assert rewards[1] == infos["reflector"][1] == 0
+    assert not (terminations[1] or truncations[1] or infos["success"][1]) and env.done[1]
+    assert env.imagined_frames == env.simulator.asked == 3 + 2
+
+
+def test_slots_without_a_start_rest_from_the_beginning():
+    """Fewer starts than slots is fine."""
+    env = world()
+    env.reset(options={"starts": list(known_starts())[:2]})
+    assert env.done.tolist() == [False, False, True]
+    env.step(push(0.1, 0.1, 1.0))
+    assert env.imagined_frames == 2
+
+
+def test_step_after_all_are_done_does_nothing():
+    """No slot runs: no frame, no reward."""
+    env = world(1)
+    env.reset(options={"starts": list(known_starts())[:1]})
+    env.step(push(1.5))
+    _, rewards, terminations, truncations, _ = env.step(push(1.5))
+    assert env.imagined_frames == 1
+    assert not (rewards.any() or terminations.any() or truncations.any())
+
+
+def test_actions_are_clipped_like_real_ones():
+    """A chunk of 5s moves no further than a chunk of 1s."""
+    env = world(1)
+    env.reset(options={"starts": list(known_starts())[:1]})
+    observation, *_ = env.step(np.full((1, CHUNK, 4), 5.0, np.float32))
+    assert observation["state"][0, 0] == pytest.approx(CHUNK)
+
+
+def test_simulator_remembers_the_slots_own_history():
+    """At time t it is given the frames of memory_indices(t), from the same slot."""
+    env = world(2)
+    env.reset(options={"starts": list(known_starts())[:2]})
+    frames = [[0], [10]]
+    for _ in range(HORIZON):
+        observation, *_ = env.step(push(0.2, 0.1))
+        for slot in range(2):
+            frames[slot].append(int(observation["image"][slot, 0, 0, 0]))
+    assert frames == [[0, 20, 40, 60, 80], [10, 20, 30, 40, 50]]
+    for time, memory in enumerate(env.simulator.memories):
+        expected = [[frames[slot][i] for i in memory_indices(time)] for slot in range(2)]
+        assert memory.tolist() == expected
+
+
+def test_a_second_episode_forgets_the_first():
+    """After a reset the same actions give the same episode."""
+    env = world(1)
+    seen = []
+    for _ in range(2):
+        env.reset(options={"starts": list(known_starts())[2:]})
+        episode = [env.step(push(0.1)) for _ in range(HORIZON)]
+        seen.append([step[0]["image"].copy() for step in episode] + [step[1] for step in episode])
+    assert all((a == b).all() for a, b in zip(*seen, strict=True))
+
+
+def test_observations_are_not_changed_by_later_steps():
+    """What was handed out stays as it was."""
+    env = world(1)
+    observation, _ = env.reset(options={"starts": list(known_starts())[:1]})
+    image, state = observation["image"].copy(), observation["state"].copy()
+    env.step(push(0.5))
+    assert (observation["image"] == image).all() and (observation["state"] == state).all()
+
+
+# ---------------------------------------------------------------------------------------- branching
+
+
+def test_branches_continue_like_the_uninterrupted_dream():
+    """Two copies of one moment, in other slots, go on exactly as the original does."""
+    env, original = world(3), world(3)
+    for one in (env, original):
+        one.reset(options={"starts": list(known_starts())})
+        one.step(push(0.1, 0.2, 0.3))
+    (state,) = env.get_states([1])
+    observation = env.set_states([state, state])
+    assert env.done.tolist() == [False, False, True]
+    assert (observation["image"][0] == original._observations()["image"][1]).all()
+    for _ in range(HORIZON - 1):
+        expected = original.step(push(0.2, 0.2, 0.2))
+        branched = env.step(push(0.2, 0.2, 0.0))
+        for slot in (0, 1):
+            assert (branched[0]["image"][slot] == expected[0]["image"][1]).all()
+            assert (branched[0]["state"][slot] == expected[0]["state"][1]).all()
+            assert branched[0]["instruction"][slot] == expected[0]["instruction"][1]
+            for mine, theirs in zip(branched[1:4], expected[1:4], strict=True):
+                assert mine[slot] == theirs[1]
+            assert branched[4]["reflector"][slot] == expected[4]["reflector"][1]
+    last = env.simulator.memories[-1]
+    assert (last == original.simulator.memories[-1][1]).all()  # the memory came along
+
+
+def test_a_saved_moment_can_be_used_again():
+    """Neither the dream it was taken from nor a branch that used it changes it."""
+    env = world(1)
+    env.reset(options={"starts": list(known_starts())[:1]})
+    env.step(push(0.3))
+    (state,) = env.get_states([0])
+    env.step(push(0.7))
+    frames = []
+    for _ in range(2):
+        env.set_states([state])
+        observation, *_ = env.step(push(0.1))
+        frames.append(observation["image"][0, 0, 0, 0])
+    assert frames == [40, 40]
+
+
+def test_branches_respect_the_horizon():
+    """A branch from decision t0 has horizon - t0 decisions left."""
+    env = world(1)
+    env.reset(options={"starts": list(known_starts())[:1]})
+    for _ in range(HORIZON - 1):
+        env.step(push(0.0))
+    env.set_states(env.get_states([0]))
+    assert not env.done[0]
+    assert env.step(push(0.0))[3][0]
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+def test_unknown_start_is_refused():
+    """A dream begins at a real start state only."""
+    with pytest.raises(ValueError, match="no real start frame is known"):
+        world().reset(options={"starts": [Start("reach", 77)]})
+
+
+def test_more_starts_than_slots_are_refused():
+    """With what was got and what was expected."""
+    with pytest.raises(ValueError, match="got 3 starts, expected 1 to 2"):
+        world(2).reset(options={"starts": list(known_starts())})
+
+
+def test_actions_of_another_shape_are_refused():
+    """Before anything is imagined."""
+    env = world()
+    env.reset()
+    with pytest.raises(ValueError, match="actions: got shape"):
+        env.step(np.zeros((3, CHUNK + 1, 4), np.float32))
+    assert env.imagined_frames == 0
+
+
+# ---------------------------------------------------------------------------------------- Gymnasium
+
+
+def test_observations_are_in_the_observation_space():
+    """After a reset, after steps, after a branch, and with slots that rest from the beginning."""
+    env = world()
+    assert isinstance(env, gymnasium.vector.VectorEnv)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert env.observation_space.contains(env.step(env.action_space.sample())[0])
+    assert env.observation_space.contains(env.set_states(env.get_states([0])))
+    fewer = world()
+    observation, _ = fewer.reset(options={"starts": list(known_starts())[:1]})
+    assert fewer.observation_space.contains(observation)
+
+
+class Single(gymnasium.Env):
+    """One slot as a single environment: Gymnasium 1.4 has no checker for vector environments."""
+
+    def __init__(self, env: gymnasium.vector.VectorEnv):
+        assert env.num_envs == 1
+        self.env = env
+        self.observation_space = env.single_observation_space
+        self.action_space = env.single_action_space
+
+    def first(self, values: dict) -> dict:
+        return {name: value[0] for name, value in values.items()}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        observation, infos = self.env.reset(seed=seed, options=options)
+        return self.first(observation), self.first(infos)
+
+    def step(self, action):
+        observation, rewards, terminations, truncations, infos = self.env.step(action[None])
+        outcome = float(rewards[0]), bool(terminations[0]), bool(truncations[0])
+        return self.first(observation), *outcome, self.first(infos)
+
+
+def test_gymnasium_checker_passes_on_the_dream():
+    """Determinism under a seed included, with a simulator that draws noise."""
+    check_env(Single(world(1, NoisySimulator())), skip_render_check=True)
+
+
+def test_gymnasium_checker_passes_on_reality():
+    """The real environment of one task."""
+    check_env(RealEnv("button-press-topdown", CONFIG).unwrapped, skip_render_check=True)
+
+
+def test_dream_and_reality_have_the_same_face():
+    """The same spaces, so that one policy and one rollout function serve both."""
+    real = RealEnv("button-press-topdown", CONFIG)
+    env = world()
+    assert env.single_observation_space == real.observation_space
+    assert env.single_action_space == real.action_space
+
+
+def test_start_frames_are_the_first_frames():
+    """One start per episode, named by task and seed."""
+    image = np.arange(3 * 4 * 4 * 3).reshape(3, 4, 4, 3).astype(np.uint8)
+    state = np.arange(12).reshape(3, 4).astype(np.float32)
+    action, success = np.zeros((2, CHUNK, 4), np.float32), np.zeros(3, np.uint8)
+    episode = Episode(image, state, action, success, "reach", "reach the goal", 5, "exploration")
+    ((start, (first, where)),) = start_frames([episode]).items()
+    assert start == Start("reach", 5)
+    assert (first == image[0]).all() and (where == state[0]).all()
