@@ -187,18 +187,11 @@ def summarize_runs(results: Path) -> dict:
         low = summary["simulator_loop_gain"]
         summary["simulator_loop_gain_low"] = low | {"value": low["low"]}
     if dream:
-        _put(
-            summary,
-            "train_minutes",
-            dream,
-            lambda r: sum(s["seconds"] for s in r["stages"].values()) / 60,
-        )
-        _put(
-            summary,
-            "train_peak_gib",
-            dream,
-            lambda r: max(s["peak_gib"] for s in r["stages"].values()),
-        )
+        # Time and memory count only where the run had both cores to itself.
+        timed = [r for r in dream if " 2 cores" in r["stages"]["evaluate"]["hardware"]]
+        if timed:
+            _put(summary, "train_minutes", timed, lambda r: _over_stages(r, "seconds", sum) / 60)
+            _put(summary, "train_peak_gib", timed, lambda r: _over_stages(r, "peak_gib", max))
         for depth in ("1", "5", "last"):
             for kind in ("sim", "copy"):
                 key = f"{kind}_psnr_{depth}"
@@ -224,8 +217,77 @@ def summarize_runs(results: Path) -> dict:
     return summary
 
 
+def results_block(summary: dict) -> str:
+    """The README's table, made from results/summary.json and nothing else."""
+
+    def cell(key: str, scale: float = 100, digits: int = 1) -> str:
+        if key not in summary:
+            return "not measured"
+        entry = summary[key]
+        value = f"{scale * entry['value']:.{digits}f}"
+        if entry["low"] is None:
+            return f"{value} (n = {entry['n']})"
+        low, high = scale * entry["low"], scale * entry["high"]
+        return f"{value} ({low:.{digits}f} to {high:.{digits}f}, n = {entry['n']})"
+
+    lines = [
+        "| real success on test starts, % | stop: oracle | stop: reflector | no stop |",
+        "|---|---|---|---|",
+    ]
+    rows = (
+        ("SFT, five demonstrations a task", "sft_success", "sft_success_reflector_stop", "no_stop"),
+        ("LOOP in the real simulator", "simulator_loop_success", "", ""),
+        ("LOOP in the dream", "dream_success", "dream_success_reflector_stop", ""),
+    )
+    for label, oracle, reflector, none in rows:
+        stops = [cell(oracle), cell(reflector) if reflector else "-"]
+        stops.append(cell("sft_success_no_stop") if none else "-")
+        lines.append(f"| {label} | " + " | ".join(stops) + " |")
+    lines += ["", "| measured | value |", "|---|---|"]
+    for label, key, scale, digits in (
+        ("gain of LOOP in the real simulator over SFT, points", "simulator_loop_gain", 1, 1),
+        ("gain of LOOP in the dream over SFT, oracle stop, points", "dream_gain_oracle", 1, 1),
+        (
+            "gain of dream and reflector's stop over SFT without a stop, points",
+            "dream_gain_no_oracle",
+            1,
+            1,
+        ),
+        ("simulator, open-loop PSNR after 1 decision, dB", "sim_psnr_1", 1, 1),
+        ("... repeating the start frame instead, dB", "copy_psnr_1", 1, 1),
+        ("simulator, after 5 decisions, dB", "sim_psnr_5", 1, 1),
+        ("... repeating the start frame instead, dB", "copy_psnr_5", 1, 1),
+        ("simulator, at the last decision, dB", "sim_psnr_last", 1, 1),
+        ("... repeating the start frame instead, dB", "copy_psnr_last", 1, 1),
+        ("reflector, AUROC over held-out real frames", "reflector_auroc", 1, 3),
+        ("reflector, episodes with a false stop, %", "reflector_false_stops", 100, 1),
+        ("reflector, successes stopped in time, %", "recall_at_success", 100, 1),
+        ("`train --demos 5` on two cores, minutes", "train_minutes", 1, 1),
+        ("... peak memory, GiB", "train_peak_gib", 1, 1),
+    ):
+        lines.append(f"| {label} | {cell(key, scale, digits)} |")
+    lines += ["", "Mean over seeds, Student's 95 % interval, n seeds; `results/summary.json`."]
+    return "\n".join(lines)
+
+
+def update_readme(summary: dict, readme: Path) -> None:
+    """Put the table between the README's markers."""
+    text = readme.read_text()
+    before, rest = text.split(_BEGIN)
+    _, after = rest.split(_END)
+    block = f"{_BEGIN}\n{results_block(summary)}\n{_END}"
+    write_atomically(readme, (before + block + after).encode())
+
+
+_BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
 def _success(record: dict, policy: str, termination: str) -> float:
     return record["stages"]["evaluate"]["results"][policy][termination]["mean"]
+
+
+def _over_stages(record: dict, key: str, reduce: Callable) -> float:
+    return reduce(stage[key] for stage in record["stages"].values())
 
 
 def _gain(record: dict, before: str, after: str) -> float:
