@@ -62,7 +62,7 @@ class Reflector(nn.Module):
         self.config = config
         vision = CLIPVisionConfig(
             hidden_size=config.width, intermediate_size=2 * config.width,
-            num_hidden_layers=config.layers + 1, num_attention_heads=4,
+            num_hidden_layers=config.layers, num_attention_heads=4,
             image_size=config.size, patch_size=config.patch, num_channels=9,
         )  # fmt: skip
         text = LlamaConfig(
@@ -70,12 +70,12 @@ class Reflector(nn.Module):
             num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
             max_position_embeddings=512, pad_token_id=0,
         )  # fmt: skip
-        # vision_feature_layer -2, as LLaVA: the last vision layer is not used.
         self.vlm = LlavaModel(
             LlavaConfig(
                 vision_config=vision,
                 text_config=text,
                 image_token_index=IMAGE_TOKEN,
+                vision_feature_layer=-1,  # LLaVA leaves out the last layer of a pretrained encoder
                 attn_implementation="eager",  # torch's fused attention is slow on a CPU at this size
             )
         )

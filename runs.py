@@ -59,12 +59,12 @@ class RunConfig:
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     simulator_fit: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=1000, batch=32, learning_rate=5e-4, ema=0.99, bf16=True
+            steps=1000, batch=32, learning_rate=8e-4, ema=0.99, bf16=True
         )
     )
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)
     reflector_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=500, learning_rate=5e-4, ema=0.99)
+        default_factory=lambda: FitConfig(steps=800, learning_rate=1e-3, ema=0.99)
     )
     loop: LoopConfig = field(default_factory=LoopConfig)
 

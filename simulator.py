@@ -99,13 +99,13 @@ class Simulator(nn.Module):
         self.unet = UNet2DConditionModel(
             sample_size=config.size // config.fold,
             in_channels=frame_channels * (1 + MEMORY + 1),
-            out_channels=frame_channels,
+            out_channels=(3 + MEMORY + 1) * config.fold**2,
             block_out_channels=config.channels,
             down_block_types=("DownBlock2D",)
             + ("CrossAttnDownBlock2D",) * (len(config.channels) - 1),
             up_block_types=("CrossAttnUpBlock2D",) * (len(config.channels) - 1) + ("UpBlock2D",),
             layers_per_block=1,
-            attention_head_dim=32,
+            attention_head_dim=4,  # diffusers' name for the number of heads
             norm_num_groups=16,
             cross_attention_dim=ReferenceEncoder.dim,
             class_embed_type="projection",
@@ -122,9 +122,9 @@ class Simulator(nn.Module):
             num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample",
             timestep_spacing="trailing", clip_sample=False, rescale_betas_zero_snr=True,
         )  # fmt: skip
-        # Linear kinematics s_{t+1} = W^T [s_t, a_t, 1], fitted by `fit_kinematics`.
+        # Linear kinematics s_{t+1} = W^T [s_t, s_t - s_{t-1}, a_t, 1], see `fit_kinematics`.
         self.register_buffer(
-            "kinematics", torch.zeros(STATE_DIM + config.chunk * ACTION_DIM + 1, STATE_DIM)
+            "kinematics", torch.zeros(2 * STATE_DIM + config.chunk * ACTION_DIM + 1, STATE_DIM)
         )
         self.register_buffer("state_low", torch.full((STATE_DIM,), -2.0))
         self.register_buffer("state_high", torch.full((STATE_DIM,), 2.0))
@@ -132,24 +132,28 @@ class Simulator(nn.Module):
     # -- kinematics
 
     def fit_kinematics(self, episodes) -> float:
-        """Least squares on (state, chunk) -> next state;
+        """Least squares on (state, motion, chunk) -> next state;
         returns the mean position error in millimetres.
 
-        W = argmin sum || s_{t+1} - W^T [s_t, a_t, 1] ||^2
+        W = argmin sum || s_{t+1} - W^T [s_t, s_t - s_{t-1}, a_t, 1] ||^2
+
+        The motion is there because the hand lags behind its target: without it the error doubles.
         """
-        inputs = np.concatenate([_kinematic_inputs(e.state[:-1], e.action) for e in episodes])
+        inputs = torch.cat([_kinematic_inputs(*_transitions(e)) for e in episodes]).double()
         targets = np.concatenate([e.state[1:] for e in episodes])
-        weights, *_ = np.linalg.lstsq(inputs, targets, rcond=None)
-        self.kinematics.copy_(torch.from_numpy(weights.astype(np.float32)))
+        weights = torch.linalg.lstsq(inputs, torch.from_numpy(targets).double()).solution
+        self.kinematics.copy_(weights.float())
         self.state_low.copy_(torch.from_numpy(targets.min(0)))
         self.state_high.copy_(torch.from_numpy(targets.max(0)))
-        error = (inputs @ weights - targets)[:, :3]
+        error = (inputs @ weights).numpy()[:, :3] - targets[:, :3]
         return float(1000 * np.linalg.norm(error, axis=1).mean())
 
-    def next_state(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """(B, S), (B, K, A) -> (B, S), kept inside the range of states that were ever seen."""
-        ones = torch.ones(len(state), 1, dtype=state.dtype)
-        predicted = torch.cat([state, action.flatten(1), ones], dim=1) @ self.kinematics
+    def next_state(
+        self, state: torch.Tensor, previous: torch.Tensor, action: torch.Tensor
+    ) -> torch.Tensor:
+        """State s_t and previous state s_{t-1} (B, S), chunk (B, K, A) -> s_{t+1} (B, S),
+        kept inside the range of states that were ever seen."""
+        predicted = _kinematic_inputs(state, previous, action) @ self.kinematics
         return predicted.clamp(self.state_low, self.state_high)
 
     # -- conditions
@@ -174,21 +178,34 @@ class Simulator(nn.Module):
         return torch.stack([maps[0], maps[1], maps[1] * opening], dim=1)
 
     def _denoise(self, noisy, time, memory, state, next_state, action, tokens) -> torch.Tensor:
-        """The U-Net: folded noisy change (B, 3FF, h, w) at time (B,)
-        -> folded x_0 of the same shape."""
-        fold = self.config.fold
+        """The U-Net's guess of x_0 from the folded noisy change, (B, 3FF, h, w) both, at time (B,).
+
+        For every pixel the network paints a colour change p and chooses, by a softmax w, between
+        painting it and copying it from one of the M remembered frames:
+
+            x_0 = w_paint * p + sum_m w_m * c * (memory_m - o_t)
+
+        # DEVIATION: the paper's network outputs the frame (its latent) directly; here it may copy;
+        #   because the camera stands still, and what is merely repainted at every decision turns
+        #   into noise after five (PSNR below that of the start frame at the end of an episode).
+        """
+        fold, scale = self.config.fold, self.config.change_scale
         drawn = self.action_map(state, next_state)
         b, m, c, h, w = memory.shape
         condition = F.pixel_unshuffle(
             torch.cat([memory.reshape(b, m * c, h, w), drawn], dim=1), fold
         )
         vector = torch.cat([action.flatten(1), state, next_state], dim=1)
-        return self.unet(
+        output = self.unet(
             torch.cat([noisy, condition], dim=1),
             time,
             encoder_hidden_states=tokens,
             class_labels=vector,
         ).sample
+        painted, choice = F.pixel_shuffle(output.float(), fold).split([3, m + 1], dim=1)
+        choice = choice.softmax(dim=1).unsqueeze(2)  # (B, M+1, 1, H, W)
+        changes = torch.cat([painted[:, None], scale * (memory - memory[:, :1])], dim=1)
+        return F.pixel_unshuffle((choice * changes).sum(1), fold)
 
     def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
         """First frame (B, 3, H, W) float -> cross-attention tokens (B, tokens, 64);
@@ -209,13 +226,15 @@ class Simulator(nn.Module):
         change = following - memory[:, 0]
         target = F.pixel_unshuffle(self.config.change_scale * change, self.config.fold)
         # Half of the batch at the noisiest time, where one-step sampling lives; the rest anywhere.
+        # There x_tau is nothing but noise, and its mean, 0, says as much: no noise to see through.
         b = len(target)
         time = torch.randint(0, 1000, (b,))
         time[: b // 2] = 999
         noise = torch.randn_like(target)
+        noise[: b // 2] = 0
         noisy = self.scheduler.add_noise(target, noise, time)
         if self.training:  # imagined memories are never perfect: train on slightly wrong ones
-            memory = memory + 0.08 * (torch.rand_like(memory) - 0.5) * torch.rand(b, 1, 1, 1, 1)
+            memory = memory + 0.04 * (torch.rand_like(memory) - 0.5) * torch.rand(b, 1, 1, 1, 1)
         tokens = self.reference_tokens(memory[:, -1])
         predicted = self._denoise(
             noisy, time, memory, batch["state"], batch["next_state"], batch["action"], tokens
@@ -224,7 +243,7 @@ class Simulator(nn.Module):
             (change.abs().amax(1, keepdim=True) > 0.05).float().expand_as(change), self.config.fold
         )
         weight = 1 + self.config.moving_weight * moving
-        loss = (weight * (predicted.float() - target) ** 2).mean()
+        loss = (weight * (predicted - target) ** 2).mean()
         return loss, {}
 
     # -- imagination
@@ -237,20 +256,19 @@ class Simulator(nn.Module):
 
         memory: (B, M, H, W, 3) uint8, newest first (see `memory_indices`);
         state, next_state: (B, S); action: (B, K, A).
-        Returns (B, H, W, 3) uint8. With one sampling step the noise is drawn but hardly matters.
+        Returns (B, H, W, 3) uint8. Sampling starts from the mean of the noise, so that one step is
+        deterministic; with more steps DDIM (eta = 1) draws fresh noise in between.
         """
         memory = _to_float(memory)
         if tokens is None:
             tokens = self.reference_tokens(memory[:, -1])
         b, side = len(memory), self.config.size // self.config.fold
-        x = torch.randn((b, 3 * self.config.fold**2, side, side), generator=generator)
+        x = torch.zeros((b, 3 * self.config.fold**2, side, side))
         self.scheduler.set_timesteps(self.config.sampling_steps)
         for time in self.scheduler.timesteps:
             with bf16_autocast():
-                predicted = self._denoise(
-                    x, time, memory, state, next_state, action, tokens
-                ).float()
-            x = self.scheduler.step(predicted, time, x).prev_sample
+                predicted = self._denoise(x, time, memory, state, next_state, action, tokens)
+            x = self.scheduler.step(predicted, time, x, eta=1.0, generator=generator).prev_sample
         change = F.pixel_shuffle(x, self.config.fold) / self.config.change_scale
         frame = (memory[:, 0] + change + 0.5).clamp(0, 1)
         return (frame * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -271,10 +289,15 @@ def _to_float(image: torch.Tensor) -> torch.Tensor:
     return image.movedim(-1, -3).float() / 255 - 0.5
 
 
-def _kinematic_inputs(state: np.ndarray, action: np.ndarray) -> np.ndarray:
-    return np.concatenate(
-        [state, action.reshape(len(action), -1), np.ones((len(state), 1))], axis=1
-    )
+def _kinematic_inputs(state, previous, action) -> torch.Tensor:
+    ones = torch.ones(len(state), 1, dtype=state.dtype)
+    return torch.cat([state, state - previous, action.flatten(1), ones], dim=1)
+
+
+def _transitions(episode) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(s_t, s_{t-1}, a_t) of every decision; before the first decision the hand stood still."""
+    previous = np.concatenate([episode.state[:1], episode.state[:-2]])
+    return tuple(torch.from_numpy(x) for x in (episode.state[:-1], previous, episode.action))
 
 
 def transition_batches(episodes, batch: int, seed: int):
