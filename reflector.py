@@ -76,7 +76,7 @@ class Reflector(nn.Module):
                 text_config=text,
                 image_token_index=IMAGE_TOKEN,
                 vision_feature_layer=-1,  # LLaVA leaves out the last layer of a pretrained encoder
-                attn_implementation="eager",  # torch's fused attention is slow on a CPU at this size
+                attn_implementation="eager",  # fused attention is slow on a CPU at this size
             )
         )
         self.patches = (config.size // config.patch) ** 2

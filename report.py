@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from demos import write_atomically
+from evaluate import TERMINATIONS
 from runs import Run
+from train import STAGES
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-STAGES = ("demos", "sft", "explore", "simulator", "reflector", "rl", "evaluate")
 PACKAGES = ("torch", "diffusers", "transformers", "gymnasium", "metaworld", "mujoco", "numpy")
 
 
@@ -60,7 +61,7 @@ def _results(run: Run) -> list[str]:
         return []
     tasks = list(run.config.tasks)
     rows = []
-    for termination in ("oracle", "reflector", "none"):
+    for termination in TERMINATIONS:
         for name, label in (("sft", "SFT"), ("policy", "post-trained")):
             result = results.get(name, {}).get(termination)
             if result is None:
@@ -76,7 +77,7 @@ def _results(run: Run) -> list[str]:
 
 def _gains(results: dict) -> list[str]:
     gains = []
-    for termination in ("oracle", "reflector", "none"):
+    for termination in TERMINATIONS:
         pair = [results.get(name, {}).get(termination) for name in ("sft", "policy")]
         if all(pair):
             gains.append(f"{100 * (pair[1]['mean'] - pair[0]['mean']):+.1f} ({termination})")

@@ -26,16 +26,15 @@ from policy import tokenize
 from simulator import memory_indices
 from tasks import ACTION_DIM, INSTRUCTION_CHARACTERS, INSTRUCTIONS, STATE_DIM, EnvConfig, Start
 
-
 BLOCK = 32  # slots imagined at a time: larger blocks leave the processor's cache [measured here]
 
 
 class WorldEnv(gymnasium.vector.VectorEnv):
     """B imagined environments.
 
-    simulator: has next_state(state, previous, action) and next_frame(memory, state, next_state, action,
-        tokens, generator) and reference_tokens(first), as simulator.Simulator; reflector: has
-        reward(frames, tokens) and threshold.
+    simulator: has next_state(state, previous, action), next_frame(memory, state, next_state,
+        action, tokens, generator) and reference_tokens(first), as simulator.Simulator;
+        reflector: has reward(frames, tokens) and threshold.
     starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a
         dream may begin.
 

@@ -27,6 +27,7 @@ import demos
 import ppo
 import render
 import runs
+import terminal
 import train
 from demos import Episode
 from policy import Policy, PolicyConfig
@@ -471,15 +472,15 @@ def test_a_mistake_in_the_code_is_not_taken_for_bad_input(here, monkeypatch):
 
 def test_rl_line_tells_when_there_is_no_signal():
     metrics = {"return": 0.0, "success": 0.0, "groups_with_spread": 0.0, "decisions": 60}
-    line = cli.rl_line(4, 24, metrics)
+    line = terminal.rl_line(4, 24, metrics)
     assert line.startswith("  rl 5/24: return 0.000") and ppo.no_signal(metrics) in line
 
 
 def test_progress_without_a_terminal(here, monkeypatch, capsys):
     """A line now and then for a log file; JSON lines thinned out to about 50 a stage."""
-    monkeypatch.setattr(cli, "HEARTBEAT", 0)
+    monkeypatch.setattr(terminal, "HEARTBEAT", 0)
     run = runs.Run.create(here / "run", runs.preset("debug"))
-    with cli.StageDisplay(run, ("sft",)) as display:
+    with terminal.StageDisplay(run, ("sft",)) as display:
         for step in range(1000):
             display.progress("sft", step, 1000, {"loss": 0.5, "l1": 0.25})
         display.say("sft: done")

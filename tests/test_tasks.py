@@ -226,7 +226,7 @@ def test_expert_chunks_reproduce_the_expert(env):
 
 @pytest.mark.parametrize("task", ["pick-place", "peg-insert-side"])
 def test_the_fast_grasp_test_is_meta_worlds_own(task):
-    """Through a grasp by the expert: the same answer as Meta-World's loop at every step, both answers seen."""
+    """The expert grasps: the answer of Meta-World's own loop at every step, True and False seen."""
     env = RealEnv(task, CONFIG, stop_on_success=False)
     env.reset(seed=0)
     slow = type(env._sim).touching_object

@@ -30,7 +30,7 @@ class ScriptedSimulator:
         assert first.shape[1:] == (3, SIZE, SIZE) and first.min() >= -0.5 and first.max() <= 0.5
         return first[:, :1, :1, 0]
 
-    def next_state(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    def next_state(self, state, previous, action) -> torch.Tensor:
         assert action.abs().max() <= 1
         following = state.clone()
         following[:, 0] += action[:, :, 0].sum(1)
@@ -40,7 +40,7 @@ class ScriptedSimulator:
         assert memory.dtype == torch.uint8 and memory.shape[1:] == (4, SIZE, SIZE, 3)
         first = memory[:, 3, 0, 0, 0].float() / 255 - 0.5
         assert torch.allclose(tokens[:, 0, 0], first, atol=1e-6)
-        assert torch.equal(next_state, self.next_state(state, action))
+        assert torch.equal(next_state, self.next_state(state, None, action))
         self.asked += len(memory)
         self.memories.append(memory[:, :, 0, 0, 0].numpy())
         brightness = (100 * next_state[:, 0]).clamp(0, 255).round().to(torch.uint8)

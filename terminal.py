@@ -1,0 +1,227 @@
+"""What every command does at the terminal: mistakes in one line, safe output, progress.
+
+Nothing heavy is imported at the top: `python cli.py --help` loads this file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+try:
+    from rich.console import Console
+    from typer.core import TyperGroup
+    from typer.exceptions import TyperException
+except ImportError as missing:
+    print(
+        f"error: {missing}; expected the packages of requirements.txt; run: make setup",
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
+
+if TYPE_CHECKING:
+    from runs import Run
+
+HERE = Path(__file__).resolve().parent
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+HEARTBEAT = 30  # seconds between progress lines where no bar can be drawn (a log file, a pipe)
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+# What goes wrong on a user's disk, as opposed to a mistake of ours. A file below a regular file is
+# ENOTDIR, a full disk ENOSPC, a quota EDQUOT or EFBIG.
+DISK_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC),
+}  # fmt: skip
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def explain(error: Exception) -> str | None:
+    """The one line for an error that the user can repair; None for a mistake in the code."""
+    if isinstance(error, TyperException):  # unknown command or option, a value of the wrong type
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "python cli.py"
+        return f"{error.format_message().rstrip('.')}; see: {path} --help"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; expected the packages of requirements.txt; run: make setup"
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = error.filename or "the disk"
+        remedy = "free some space" if error.errno in FULL else "check the path and its permissions"
+        return f"{where}: {error.strerror}; expected a place that can be read and written; {remedy}"
+    ours = isinstance(error, (ValueError, RuntimeError, FloatingPointError))
+    if ours and raised_on_purpose(error):
+        lines = str(error).strip().splitlines()
+        return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}; see WORLDENV_TRACEBACK=1"
+    return None
+
+
+def raised_on_purpose(error: Exception) -> bool:
+    """Whether a `raise` of this repository made the error, not a library or a slip like 1 / 0."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename).resolve().parent == HERE and (last.line or "").startswith("raise ")
+
+
+class OneLineErrors(TyperGroup):
+    """The group of all commands; turns whatever goes wrong into one line and an exit code."""
+
+    def main(self, args=None, prog_name=None, **extra):
+        """Run a command and leave with 0, 2 (bad input) or 130 (interrupted)."""
+        extra["standalone_mode"] = False  # errors come here instead of being printed by Typer
+        try:
+            code = super().main(args, prog_name or f"python {Path(sys.argv[0]).name}", **extra)
+        except Exception as error:
+            line = explain(error)
+            if line is None or os.environ.get("WORLDENV_TRACEBACK") == "1":
+                raise
+            print(f"error: {' '.join(line.split())}", file=sys.stderr)
+            sys.exit(2)
+        if code == INTERRUPTED:
+            print("interrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(code or 0)
+
+
+# ------------------------------------------------------------------------------------------- output
+
+
+def check_output(folder: Path, megabytes: float) -> Path:
+    """Make sure that `folder` can be made and filled; return its deepest part that exists."""
+    folder = folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{folder}: {existing} is a file; expected a folder; choose another --out")
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot write in {existing} ({error.strerror}); expected a folder that can "
+            "be written; choose another --out"
+        ) from error
+    free = shutil.disk_usage(existing).free / 1e6
+    if free < megabytes:
+        raise ValueError(
+            f"{folder}: only {free:.0f} MB are free there; expected {megabytes:.0f} MB; free some "
+            "space or choose another --out"
+        )
+    return existing
+
+
+@contextmanager
+def new_files(folder: Path, megabytes: float) -> Iterator[Path]:
+    """A temporary folder whose files move to `folder` when all went well, and vanish otherwise."""
+    temporary = Path(tempfile.mkdtemp(prefix=".worldenv-", dir=check_output(folder, megabytes)))
+    try:
+        yield temporary
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(temporary.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def take_back(folder: Path, existing: Path) -> None:
+    """Remove a new run folder that holds only its settings, and what was made to reach it."""
+    if [path.name for path in folder.iterdir()] == ["config.json"]:
+        (folder / "config.json").unlink()
+        for path in (folder, *folder.parents):
+            if path == existing:
+                break
+            path.rmdir()
+
+
+# ----------------------------------------------------------------------------------------- progress
+
+
+class StageDisplay:
+    """What a person sees of `train`: a bar for the running stage, a line for all that is finished.
+
+    One line per stage, and one per iteration of reinforcement learning. Without a terminal there is
+    no bar but a line every HEARTBEAT seconds. Steps of the other stages also go to metrics.jsonl
+    (the RL stage writes its own lines).
+    """
+
+    def __init__(self, run: Run, stages: tuple[str, ...]):
+        from rich import progress
+
+        self.run, self.coming = run, list(stages)
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.bars = progress.Progress(
+            progress.TextColumn("{task.description:10}"), progress.BarColumn(),
+            progress.MofNCompleteColumn(), progress.TimeElapsedColumn(),
+            progress.TextColumn("left"), progress.TimeRemainingColumn(),
+            console=self.console, transient=True, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.bar = None
+        self.last_line = time.time()
+        self.started = time.time()
+
+    def __enter__(self) -> StageDisplay:
+        self.bars.start()
+        self._next_bar()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.bars.stop()
+
+    def _next_bar(self) -> None:
+        if self.bar is not None:
+            self.bars.remove_task(self.bar)
+            self.bar = None
+        if self.coming:  # no length is known yet: the bar pulses
+            self.bar = self.bars.add_task(self.coming.pop(0), total=None)
+        self.started = time.time()
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False)
+        self.last_line = time.time()
+
+    def say(self, text: str) -> None:
+        """A stage is finished (stages end in order)."""
+        self.line(text)
+        self._next_bar()
+
+    def progress(self, stage: str, step: int, steps: int, metrics: dict) -> None:
+        """Step `step` (from 0) of `steps` of a stage is done."""
+        self.bars.update(self.bar, completed=step + 1, total=steps)
+        if stage == "rl":
+            self.line(rl_line(step, steps, metrics))
+            return
+        if step % max(1, steps // 50) == 0 or step == steps - 1:
+            self.run.log(stage=stage, step=step, **metrics)
+        if self.bars.disable and time.time() - self.last_line > HEARTBEAT:
+            left = (time.time() - self.started) / (step + 1) * (steps - step - 1)
+            self.line(
+                f"  {stage} {step + 1}/{steps}, loss {metrics['loss']:.4f}, {left:.0f} s left"
+            )
+
+
+def rl_line(step: int, steps: int, metrics: dict) -> str:
+    """One iteration of LOOP in one line; says plainly when there was nothing to learn from."""
+    from ppo import no_signal
+
+    names = {
+        "return": "return {:.3f}",
+        "success": "success {:.2f}",
+        "groups_with_spread": "spread in {:.0%} of groups",
+        "first_ratio": "first ratio {:.3f}",
+        "clip_fraction": "clipped {:.0%}",
+        "kl": "KL {:.4f}",
+        "scale": "scale {:.2f}",
+    }
+    shown = [
+        text.format(metrics[name]) for name, text in names.items() if metrics.get(name) is not None
+    ]
+    warning = no_signal(metrics)
+    return f"  rl {step + 1}/{steps}: {', '.join(shown)}" + (f"; {warning}" if warning else "")
