@@ -33,7 +33,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import ACTION_DIM, STATE_DIM, Camera, EnvConfig, Start, split_of
+from camera import Camera
+from tasks import ACTION_DIM, STATE_DIM, EnvConfig, Start, split_of
 
 FORMAT = 1
 SOURCES = ("expert", "exploration", "evaluation")

@@ -56,7 +56,9 @@ def check_python() -> Check:
     """The version that runs this very command."""
     ok = OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON
     return Check(
-        "Python", platform.python_version(), ok,
+        "Python",
+        platform.python_version(),
+        ok,
         "" if ok else "use Python 3.10 to 3.13, e.g. make clean-venv setup PYTHON=python3.11",
     )
 
@@ -137,7 +139,9 @@ def check_memory() -> Check:
         total, available = int(limit), min(available, int(limit) - used)
     ok = available >= MIN_MEMORY_GB * GB
     return Check(
-        "memory", f"{available / GB:.1f} GB available of {total / GB:.1f} GB", ok,
+        "memory",
+        f"{available / GB:.1f} GB available of {total / GB:.1f} GB",
+        ok,
         "" if ok else f"close other programs: {MIN_MEMORY_GB:g} GB have to be available",
     )
 
@@ -147,7 +151,9 @@ def check_disk() -> Check:
     free = shutil.disk_usage(".").free
     ok = free >= MIN_DISK_GB * GB
     return Check(
-        "disk", f"{free / GB:.1f} GB free here", ok,
+        "disk",
+        f"{free / GB:.1f} GB free here",
+        ok,
         "" if ok else f"free {MIN_DISK_GB:g} GB, e.g. delete old folders in runs/",
     )
 
@@ -220,7 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table; return the exit code."""
     parser = argparse.ArgumentParser(description="Check that this machine can run World-Env.")
     parser.add_argument(
-        "--ensure-renderer", action="store_true",
+        "--ensure-renderer",
+        action="store_true",
         help="if no off-screen renderer works, install OSMesa (as root) or print how to",
     )
     options = parser.parse_args(arguments)
@@ -230,8 +237,10 @@ def main(arguments: list[str] | None = None) -> int:
     print_table(checks)
     failures = [check for check in checks if not check.ok]
     if failures:
-        print(f"{len(failures)} of {len(checks)} checks failed; repair the first one first: "
-              f"{failures[0].name}: {failures[0].remedy}")
+        print(
+            f"{len(failures)} of {len(checks)} checks failed; repair the first one first: "
+            f"{failures[0].name}: {failures[0].remedy}"
+        )
     return 2 if failures else 0
 
 

@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tasks import ACTION_DIM, INSTRUCTIONS, STATE_DIM
+from instructions import INSTRUCTIONS
+from tasks import ACTION_DIM, STATE_DIM
 
 TOKENS = 16  # L: instructions are padded or cut to this many tokens
 

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from instructions import INSTRUCTIONS
 from policy import TOKENS, VOCABULARY, random_shift, tokenize
-from tasks import INSTRUCTIONS
 
 IMAGE_TOKEN = VOCABULARY  # the id of the placeholder that image features replace
 

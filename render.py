@@ -103,7 +103,10 @@ def probe(backend: str) -> tuple[bool, float, str]:
     try:
         child = subprocess.run(
             [sys.executable, "-c", PROBE_SCRIPT],
-            env=environment, capture_output=True, text=True, timeout=PROBE_TIMEOUT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT,
         )
     except subprocess.TimeoutExpired:
         return False, failed, f"no frame within {PROBE_TIMEOUT} s"

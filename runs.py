@@ -26,13 +26,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from camera import Camera
 from demos import write_atomically
 from fit import FitConfig
 from policy import Policy, PolicyConfig
 from ppo import LoopConfig
 from reflector import Reflector, ReflectorConfig
 from simulator import Simulator, SimulatorConfig
-from tasks import DEFAULT_SUITE, Camera, EnvConfig, check_tasks
+from tasks import DEFAULT_SUITE, EnvConfig, check_tasks
 
 
 class BadRun(ValueError):

@@ -31,8 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from camera import Camera
 from fit import bf16_autocast
-from tasks import ACTION_DIM, STATE_DIM, Camera
+from tasks import ACTION_DIM, STATE_DIM
 
 MEMORY = 4  # M: the current frame, the one before, the one half-way back, and the first
 

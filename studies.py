@@ -21,9 +21,10 @@ import torch
 from demos import collect_expert, play, write_atomically
 from evaluate import evaluate, mean_interval, test_starts, wilson
 from fit import FitConfig, fit
+from instructions import TASKS
 from policy import Policy, PolicyConfig, imitation_batches
 from runs import BadRun, Run
-from tasks import TASKS, EnvConfig, Start, VecRealEnv, split_seeds
+from tasks import EnvConfig, Start, VecRealEnv, split_seeds
 from train import hardware
 
 SCREEN_GROUP = 5  # tasks that share one policy while screening, as many as the default suite has

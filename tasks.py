@@ -24,6 +24,7 @@ import contextlib
 import copy
 import multiprocessing
 import os
+import signal
 import traceback
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ from functools import partial
 import gymnasium
 import numpy as np
 
+from camera import Camera
+from instructions import INSTRUCTION_CHARACTERS, INSTRUCTIONS, TASKS
 from render import choose_backend
 
 # dx, dy, dz in [-1, 1] (1.0 moves the hand's target by 1 cm), gripper in [-1, 1] (+1 closes)
@@ -51,170 +54,6 @@ SPLITS = {
     "test": range(9_100_000, 9_200_000),  # reported figures only
 }
 
-# Three wordings per task: the first is the evaluation's, training draws from all three.
-INSTRUCTIONS = {
-    "assembly": (
-        "put the ring on the peg",
-        "place the nut over the peg",
-        "assemble the ring and the peg",
-    ),
-    "basketball": ("throw the ball into the hoop", "dunk the ball", "put the ball in the basket"),
-    "bin-picking": (
-        "move the cube to the other bin",
-        "pick the cube into the bin",
-        "switch the cube's bin",
-    ),
-    "box-close": ("close the box with the lid", "put the lid on the box", "cover the box"),
-    "button-press": ("press the button", "push the button in", "press the button on the wall"),
-    "button-press-topdown": (
-        "press the button from above",
-        "push the button down",
-        "press down the red button",
-    ),
-    "button-press-topdown-wall": (
-        "press the button behind the wall from above",
-        "push the button down past the wall",
-        "reach over the wall and press down the button",
-    ),
-    "button-press-wall": (
-        "press the button behind the wall",
-        "push the button past the wall",
-        "reach around the wall and press the button",
-    ),
-    "coffee-button": (
-        "press the button of the coffee machine",
-        "start the coffee machine",
-        "push the coffee machine's button",
-    ),
-    "coffee-pull": (
-        "pull the mug from the coffee machine",
-        "take the mug away",
-        "pull the cup back",
-    ),
-    "coffee-push": (
-        "push the mug under the coffee machine",
-        "place the mug",
-        "push the cup forward",
-    ),
-    "dial-turn": ("turn the dial", "rotate the dial", "turn the knob around"),
-    "disassemble": (
-        "take the ring off the peg",
-        "remove the nut from the peg",
-        "lift the ring off",
-    ),
-    "door-close": ("close the door", "push the door shut", "shut the door"),
-    "door-lock": ("lock the door", "turn the lock down", "lock it"),
-    "door-open": ("open the door", "pull the door open", "swing the door open"),
-    "door-unlock": ("unlock the door", "turn the lock open", "unlock it"),
-    "drawer-close": ("close the drawer", "push the drawer shut", "shut the drawer"),
-    "drawer-open": ("open the drawer", "pull the drawer open", "pull out the drawer"),
-    "faucet-close": ("close the faucet", "turn the faucet off", "shut the tap"),
-    "faucet-open": ("open the faucet", "turn the faucet on", "open the tap"),
-    "hammer": ("hammer the nail", "drive the nail in", "hit the nail with the hammer"),
-    "hand-insert": (
-        "insert the hand into the hole",
-        "put the gripper in the hole",
-        "reach into the hole",
-    ),
-    "handle-press": ("press the handle down", "push down the handle", "lower the handle"),
-    "handle-press-side": (
-        "press the side handle down",
-        "push down the side handle",
-        "lower the side handle",
-    ),
-    "handle-pull": ("pull the handle up", "lift the handle", "raise the handle"),
-    "handle-pull-side": (
-        "pull the side handle up",
-        "lift the side handle",
-        "raise the side handle",
-    ),
-    "lever-pull": ("pull the lever up", "lift the lever", "raise the lever"),
-    "peg-insert-side": (
-        "insert the peg into the side",
-        "put the peg in the hole",
-        "plug the peg in",
-    ),
-    "peg-unplug-side": ("unplug the peg", "pull the peg out", "take the peg out of the side"),
-    "pick-out-of-hole": (
-        "pick the puck out of the hole",
-        "lift the puck out",
-        "take the puck out of the hole",
-    ),
-    "pick-place": (
-        "pick and place the puck",
-        "bring the puck to the goal",
-        "lift the puck to the target",
-    ),
-    "pick-place-wall": (
-        "pick the puck over the wall",
-        "bring the puck past the wall",
-        "place it over the wall",
-    ),
-    "plate-slide": (
-        "slide the plate into the cabinet",
-        "push the plate in",
-        "slide the plate forward",
-    ),
-    "plate-slide-back": (
-        "slide the plate out of the cabinet",
-        "pull the plate back",
-        "slide the plate back",
-    ),
-    "plate-slide-back-side": (
-        "slide the plate out sideways",
-        "pull the plate back to the side",
-        "slide the plate back to the side",
-    ),
-    "plate-slide-side": (
-        "slide the plate sideways",
-        "push the plate to the side",
-        "slide the plate to the side",
-    ),
-    "push": (
-        "push the puck to the goal",
-        "push the puck to the target",
-        "move the puck to the goal",
-    ),
-    "push-back": ("pull the puck back to the goal", "push the puck back", "move the puck back"),
-    "push-wall": (
-        "push the puck around the wall",
-        "push the puck past the wall",
-        "move the puck by the wall",
-    ),
-    "reach": ("reach the goal", "move the hand to the goal", "reach the red target"),
-    "reach-wall": (
-        "reach the goal behind the wall",
-        "move the hand over the wall",
-        "reach past the wall",
-    ),
-    "shelf-place": (
-        "place the puck on the shelf",
-        "put the puck on the shelf",
-        "lift the puck to the shelf",
-    ),
-    "soccer": ("kick the ball into the goal", "push the ball into the goal", "score a goal"),
-    "stick-pull": (
-        "pull the box with the stick",
-        "use the stick to pull",
-        "hook the box with the stick",
-    ),
-    "stick-push": (
-        "push the box with the stick",
-        "use the stick to push",
-        "shove the box with the stick",
-    ),
-    "sweep": ("sweep the puck off the table", "sweep the puck away", "push the puck off the table"),
-    "sweep-into": (
-        "sweep the puck into the hole",
-        "push the puck into the hole",
-        "sweep it into the hole",
-    ),
-    "window-close": ("close the window", "slide the window shut", "shut the window"),
-    "window-open": ("open the window", "slide the window open", "push the window open"),
-}
-TASKS = tuple(INSTRUCTIONS)
-INSTRUCTION_CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "
-
 
 def check_tasks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
     """Return the task names without Meta-World's version suffix;
@@ -233,8 +72,8 @@ def check_tasks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
 def split_seeds(split: str, count: int, offset: int = 0) -> list[int]:
     """The `count` start seeds of a split from `offset` on;
     raises ValueError where they would leave its range."""
-    seeds = SPLITS[split][offset : offset + count]
-    if len(seeds) != count:
+    seeds = SPLITS[split][max(offset, 0) : max(offset, 0) + count]
+    if offset < 0 or len(seeds) != count:
         raise ValueError(
             f"the {split} split holds {len(SPLITS[split])} starts, asked for {offset}+{count}"
         )
@@ -242,45 +81,11 @@ def split_seeds(split: str, count: int, offset: int = 0) -> list[int]:
 
 
 def split_of(seed: int) -> str:
-    """The name of the split that owns a start seed."""
-    return next(name for name, seeds in SPLITS.items() if seed in seeds)
+    """The name of the split that owns a start seed, "none" for a seed of no split."""
+    return next((name for name, seeds in SPLITS.items() if seed in seeds), "none")
 
 
 # --------------------------------------------------------------------------------------- the camera
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera as MuJoCo holds it, enough to draw the action map without MuJoCo.
-
-    position: (3,) metres; rotation: (3, 3) whose columns are the camera's right, up and backward
-    axes in the world frame; fovy: vertical field of view in degrees; size: pixels of the square
-    image. The image that the environment returns is turned by 180 degrees against MuJoCo's, and
-    `project` speaks of the returned image.
-    """
-
-    position: tuple[float, ...]
-    rotation: tuple[float, ...]
-    fovy: float
-    size: int
-
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """World points (..., 3) in metres -> pixel coordinates (..., 2) as (column, row), float32.
-
-        With p_c = R^T (p - c) in the camera frame (x right, y up, looking along -z) and the focal
-        length in pixels f = (size / 2) / tan(fovy / 2), MuJoCo's image has
-
-            column = size / 2 + f * x_c / (-z_c),    row = size / 2 - f * y_c / (-z_c)
-
-        and the turn by 180 degrees maps (column, row) to (size - column, size - row).
-        """
-        rotation = np.asarray(self.rotation, np.float64).reshape(3, 3)
-        local = (np.asarray(points, np.float64) - np.asarray(self.position)) @ rotation  # p_c
-        focal = 0.5 * self.size / np.tan(np.radians(self.fovy) / 2)
-        depth = np.maximum(-local[..., 2], 1e-6)
-        column = self.size / 2 + focal * local[..., 0] / depth
-        row = self.size / 2 - focal * local[..., 1] / depth
-        return np.stack([self.size - column, self.size - row], axis=-1).astype(np.float32)
 
 
 # The usual Meta-World close-up ("corner2" moved to [0.75, 0.075, 0.7], turned by 180 degrees),
@@ -554,6 +359,8 @@ def _worker(pipe, config: EnvConfig) -> None:
     It keeps one MuJoCo environment (and renderer) per task and swaps slots in and out with
     snapshots, so that 64 slots cost no more memory than one environment per task.
     """
+    # Ctrl-C reaches every process of the terminal: the main one ends the workers by their pipes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = os.environ["LP_NUM_THREADS"] = "1"
     envs: dict[str, RealEnv] = {}
     task_of: dict[int, str] = {}

@@ -142,7 +142,7 @@ def stage_demos(run: Run, real: RealWorkers, progress) -> dict:
     env = real.open()
     episodes = demos.collect_expert(env, config.tasks, config.demos, _offset(config))
     if run.episodes_folder.exists():  # left by a run that was killed inside this stage
-        for path in run.episodes_folder.iterdir():
+        for path in run.episodes_folder.glob("episode_*.safetensors"):
             path.unlink()
     demos.save(run.episodes_folder, episodes, config.env, env.camera)
     pictures = run.folder / "pictures"
@@ -174,18 +174,15 @@ def stage_explore(run: Run, real: RealWorkers, progress) -> dict:
     """The noisy SFT policy plays real episodes;
     adds them, successes and failures, to the folder."""
     config = run.config
+    policy = run.policy("sft")
     demonstrations, old = sources(run)
     if old:  # left by a run that was killed inside this stage: begin again
         for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[
             len(demonstrations) :
         ]:
             path.unlink()
-    explorer = Explorer(
-        run.policy("sft"),
-        config.exploration_noise,
-        False,
-        torch.Generator().manual_seed(config.seed),
-    )
+    generator = torch.Generator().manual_seed(config.seed)
+    explorer = Explorer(policy, config.exploration_noise, False, generator)
     starts = test_starts(config.tasks, config.exploration, "explore", _offset(config))
     episodes = play(
         real.open(), starts, explorer.act, "exploration", EXPLORATION_ROLLOUTS_AFTER_SUCCESS,

@@ -23,7 +23,8 @@ from demos import (
     write_film,
     write_png,
 )
-from tasks import INSTRUCTIONS, SPLITS, Camera, EnvConfig, Start
+from instructions import INSTRUCTIONS
+from tasks import SPLITS, Camera, EnvConfig, Start
 
 CONFIG = EnvConfig(size=16, chunk=2, horizon=6)
 CAMERA = Camera((0.75, 0.075, 0.7), tuple(np.linspace(-1, 1, 9).tolist()), 42.0, 16)

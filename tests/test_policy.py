@@ -6,6 +6,7 @@ import torch
 
 from demos import Episode
 from fit import FitConfig, fit
+from instructions import INSTRUCTIONS
 from policy import (
     TOKENS,
     VOCABULARY,
@@ -17,7 +18,7 @@ from policy import (
     to_tensors,
     tokenize,
 )
-from tasks import ACTION_DIM, INSTRUCTIONS, STATE_DIM
+from tasks import ACTION_DIM, STATE_DIM
 
 SIZE, CHUNK = 32, 3
 

@@ -7,6 +7,7 @@ import torch
 import reflector as reflector_module
 from demos import Episode
 from fit import FitConfig, fit
+from instructions import INSTRUCTIONS
 from policy import TOKENS, tokenize
 from reflector import (
     Reflector,
@@ -18,7 +19,6 @@ from reflector import (
     reflector_frames,
     stack_frames,
 )
-from tasks import INSTRUCTIONS
 
 SIZE = 32
 

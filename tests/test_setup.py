@@ -248,8 +248,12 @@ def test_exit_code_follows_the_rows(monkeypatch, capsys):
 
 def run_doctor(**variables) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "doctor.py"], cwd=ROOT, env={**os.environ, **variables},
-        capture_output=True, text=True, timeout=300,
+        [sys.executable, "doctor.py"],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 

@@ -7,8 +7,9 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from demos import Episode
+from instructions import INSTRUCTIONS
 from simulator import memory_indices
-from tasks import INSTRUCTIONS, EnvConfig, RealEnv, Start
+from tasks import EnvConfig, RealEnv, Start
 from worldenv import WorldEnv, start_frames
 
 SIZE, CHUNK, HORIZON = 16, 2, 4
