@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 # First, because it tells in one line where typer or rich are missing.
-from terminal import OneLineErrors, StageDisplay, check_output, new_files, take_back  # isort: skip
+from terminal import HERE, OneLineErrors, StageDisplay, check_output, new_files, take_back  # isort: skip
 import typer
 from rich.console import Console
 
@@ -233,6 +233,10 @@ def train_command(
     ] = "dream",
     device: Annotated[str, typer.Option(help="Only cpu so far.")] = "cpu",
     iterations: Annotated[int | None, typer.Option(help="Of reinforcement learning.")] = None,
+    starts: Annotated[int | None, typer.Option(help="Test starts per task.")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="LOOP as in the paper: no branching, no time penalty.")
+    ] = False,
     until: Annotated[str | None, typer.Option(help="The last stage to run.")] = None,
 ) -> None:
     """Train: demos, sft, explore, simulator, reflector, rl, evaluate. Run again to resume.
@@ -245,7 +249,7 @@ def train_command(
     from runs import Run
 
     check_device(device)
-    config = build_config(preset, tasks, demos, seed, env, iterations)
+    config = build_config(preset, tasks, demos, seed, env, iterations, starts, plain)
     if until is not None:
         one_of("--until", until, stages.STAGES)
     episodes = len(config.tasks) * (config.demos + config.exploration)
@@ -266,7 +270,14 @@ def train_command(
 
 
 def build_config(
-    preset: str, tasks: str, demos: int | None, seed: int, env: str, iterations: int | None
+    preset: str,
+    tasks: str,
+    demos: int | None,
+    seed: int,
+    env: str,
+    iterations: int | None,
+    starts: int | None,
+    plain: bool,
 ) -> RunConfig:
     """The preset with what was given on the command line; ValueError for anything impossible."""
     from dataclasses import replace
@@ -279,7 +290,10 @@ def build_config(
     if iterations is not None:
         in_range("--iterations", iterations, 1)
         config = replace(config, loop=replace(config.loop, iterations=iterations))
+    if plain:
+        config = replace(config, loop=replace(config.loop, branch=0, noise=1.0, time_penalty=0.0))
     given = {
+        "test_starts": None if starts is None else in_range("--starts", starts, 1),
         "tasks": task_names(tasks) if tasks else None,
         "demos": demos,
         "seed": seed,
@@ -451,8 +465,36 @@ def report_command(folder: RunFolder) -> None:
 
 
 # ------------------------------------------------------------------------------------------ studies
-# Commands that train many runs (screen, study, summary) go here; their work is in studies.py,
-# imported inside each command like everything heavy.
+# Their work is in studies.py, imported inside each command like everything heavy.
+
+
+@app.command()
+def screen(
+    out: Annotated[Path, typer.Option(help="Where screening.md and .jsonl go.")] = Path("results"),
+) -> None:
+    """Imitation from five demonstrations on every task, to choose a suite (an hour; resumable)."""
+    import studies
+
+    check_output(out, 1)
+    studies.screen(out, print)
+
+
+@app.command()
+def summary(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Finished run folders to add to results/runs.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
+) -> None:
+    """Collect finished runs into results/, write results/summary.json and the README's table."""
+    import studies
+
+    check_output(out, 5)
+    studies.collect(runs or [], out)
+    result = studies.summarize_runs(out)
+    if (HERE / "README.md").is_file() and out.resolve() == HERE / "results":
+        studies.update_readme(result, HERE / "README.md")
+    print(f"{out / 'summary.json'}: {len(result)} figures")
 
 
 if __name__ == "__main__":  # required: workers of the real environment import this file again

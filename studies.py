@@ -151,11 +151,11 @@ def collect(run_folders: list[Path], results: Path) -> None:
 
 def _command(run: Run) -> str:
     config = run.config
-    where = " --env real" if config.rl_env == "real" else ""
-    return (
-        f"python cli.py train --demos {config.demos} --seed {config.seed} "
-        f"--starts {config.test_starts}{where}"
-    )
+    words = [f"python cli.py train --demos {config.demos} --seed {config.seed}"]
+    words += [f"--starts {config.test_starts}"] if config.test_starts != 50 else []
+    words += ["--env real"] if config.rl_env == "real" else []
+    words += ["--plain"] if config.loop.branch == 0 else []
+    return " ".join(words)
 
 
 def _commit() -> str:
