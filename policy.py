@@ -22,7 +22,6 @@ a second head for the log-scale.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,53 +31,26 @@ from torch import nn
 
 from instructions import INSTRUCTIONS
 from tasks import ACTION_DIM, STATE_DIM
-
-TOKENS = 16  # L: instructions are padded or cut to this many tokens
-
-
-def build_tokenizer():
-    """A word-level tokenizer over every word of tasks.INSTRUCTIONS (0 pads, 1 is unknown)."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
-    words = sorted(
-        {w for texts in INSTRUCTIONS.values() for t in texts for w in re.findall(r"[a-z]+", t)}
-    )
-    vocabulary = {"[PAD]": 0, "[UNK]": 1} | {word: i + 2 for i, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Punctuation("removed"), pre_tokenizers.Whitespace()]
-    )
-    tokenizer.enable_truncation(TOKENS)
-    tokenizer.enable_padding(length=TOKENS, pad_id=0, pad_token="[PAD]")
-    return tokenizer
-
-
-_TOKENIZER = build_tokenizer()
-VOCABULARY = _TOKENIZER.get_vocab_size()
-
-
-def tokenize(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
-    """Instructions -> token ids (B, L) int64, padded with 0."""
-    return torch.tensor(
-        [encoding.ids for encoding in _TOKENIZER.encode_batch(list(texts))], dtype=torch.int64
-    )
+from vlm import VOCABULARY, read, small_llava, tokenize
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
     """Architecture of the small preset."""
 
+    backbone: str = "cnn"  # "cnn": convolutions with FiLM; "vlm": a small LLaVA of transformers
     size: int = 64  # pixels of the image
     chunk: int = 4  # K
-    width: int = (
-        32  # channels of the first convolution; the others have twice as many [measured here]
-    )
-    hidden: int = 384  # width of the two-layer trunk after the image is read [measured here]
-    min_log_scale: float = (
-        -3.0
-    )  # exp(-3) = 0.05: below it the ratio of PPO becomes too sensitive [measured here]
+    # Channels of the first convolution (the others have twice as many), or a quarter of the VLM's
+    # width.
+    width: int = 32
+    hidden: int = 384  # width of the two-layer trunk after the image is read
+    min_log_scale: float = -3.0  # exp(-3) = 0.05: below it PPO's ratio becomes too sensitive
     max_log_scale: float = -0.7  # exp(-0.7) = 0.5: half of the action range
+
+    def __post_init__(self) -> None:
+        if self.backbone not in ("cnn", "vlm"):
+            raise ValueError(f"PolicyConfig.backbone: got {self.backbone!r}, expected cnn or vlm")
 
 
 class FiLMConv(nn.Module):
@@ -149,6 +121,22 @@ def random_shift(
     )
 
 
+class VLMBackbone(nn.Module):
+    """A vision-language model in the place of the convolutions: h of the prompt's last token.
+
+    From five demonstrations and untrained weights it is the weaker choice; it is here because
+    pretrained weights come in by this door.
+    """
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        self.features = 4 * config.width
+        self.vlm = small_llava(3, config.size, width=self.features, layers=3)
+
+    def forward(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return read(self.vlm, image, tokens)
+
+
 class Policy(nn.Module):
     """The VLA. `loss, metrics = policy(batch)` is imitation;
     `act` plays; `distribution` is what PPO needs."""
@@ -158,7 +146,8 @@ class Policy(nn.Module):
     def __init__(self, config: PolicyConfig):
         super().__init__()
         self.config = config
-        self.backbone = SmallBackbone(config)
+        backbones = {"cnn": SmallBackbone, "vlm": VLMBackbone}
+        self.backbone = backbones[config.backbone](config)
         outputs = config.chunk * ACTION_DIM
         # One trunk reads image, text and state; OpenVLA-OFT likewise
         # projects the state into the language model.

@@ -40,7 +40,7 @@ from tasks import Start
 class LoopConfig:
     """The RL settings; the defaults are the recipe that paid (results/RECIPE.md)."""
 
-    iterations: int = 20
+    iterations: int = 10
     groups: int = 32  # G, groups per iteration
     rollouts: int = 8  # N [paper]
     # noisy decisions after the branching point;

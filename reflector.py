@@ -27,9 +27,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from instructions import INSTRUCTIONS
-from policy import TOKENS, VOCABULARY, random_shift, tokenize
-
-IMAGE_TOKEN = VOCABULARY  # the id of the placeholder that image features replace
+from policy import random_shift
+from vlm import TOKENS, read, small_llava, tokenize
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,9 @@ class ReflectorConfig:
     """Architecture of the small preset, and the stop."""
 
     size: int = 64  # pixels
-    patch: int = 8  # pixels of a vision token
     width: int = 128  # hidden size of both encoders
     layers: int = 3  # of the vision encoder; the language model has two
     threshold: float = 0.5  # eta [paper]; `calibrate` replaces it by the run's own
-    positive_weight: float = (
-        0.0  # weight of successful frames in the loss; 0: balanced from the data
-    )
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -57,64 +52,33 @@ class Reflector(nn.Module):
 
     def __init__(self, config: ReflectorConfig):
         super().__init__()
-        from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaModel
-
         self.config = config
-        vision = CLIPVisionConfig(
-            hidden_size=config.width, intermediate_size=2 * config.width,
-            num_hidden_layers=config.layers, num_attention_heads=4,
-            image_size=config.size, patch_size=config.patch, num_channels=9,
-        )  # fmt: skip
-        text = LlamaConfig(
-            vocab_size=VOCABULARY + 1, hidden_size=config.width, intermediate_size=2 * config.width,
-            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
-            max_position_embeddings=512, pad_token_id=0,
-        )  # fmt: skip
-        self.vlm = LlavaModel(
-            LlavaConfig(
-                vision_config=vision,
-                text_config=text,
-                image_token_index=IMAGE_TOKEN,
-                vision_feature_layer=-1,  # LLaVA leaves out the last layer of a pretrained encoder
-                attn_implementation="eager",  # fused attention is slow on a CPU at this size
-            )
-        )
-        self.patches = (config.size // config.patch) ** 2
+        self.vlm = small_llava(9, config.size, config.width, config.layers)
         self.head = nn.Linear(config.width, 1)
         self.register_buffer("threshold", torch.tensor(config.threshold))
 
     def logits(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """(B, 9, H, W) float in [-0.5, 0.5] (first, previous, current) and (B, L)
         -> (B,) logits of success."""
-        b = len(frames)
-        # The prompt: padding, image placeholders, instruction. All padding goes to the very left:
-        # the last token is then always a word, and the distance from image to words (rotary
-        # positions) does not depend on the padding.
-        ids = torch.cat([torch.full((b, self.patches), IMAGE_TOKEN), tokens], dim=1)
-        ids = ids.gather(1, (ids > 0).long().argsort(dim=1, stable=True))
-        mask = (ids > 0).long()
-        hidden = self.vlm(
-            input_ids=ids, pixel_values=4 * frames, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        return self.head(hidden[:, -1].float()).squeeze(
-            -1
-        )  # h_t: the last token has read everything
+        first, previous, current = frames.split(3, dim=1)
+        # What changed is the question, so changes are what the encoder sees beside the frame.
+        picture = torch.cat([current, current - first, current - previous], dim=1)
+        return self.head(read(self.vlm, picture, tokens)).squeeze(-1)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Binary cross-entropy on {"frames" (B, 3, H, W, 3) uint8, "tokens" (B, L),
         "label" (B,) float}.
 
-            loss = -( w y log R + (1 - y) log(1 - R) )
+            loss = -( y log R + (1 - y) log(1 - R) )
 
-        The batches hold half positives and half negatives (`frame_batches`), so w = 1 unless
-        configured.
+        The batches hold half positives and half negatives (`frame_batches`): that is how the
+        imbalance (one frame in ten is a success) is handled.
         """
         frames = stack_frames(batch["frames"])
         if self.training:
             frames = _augment(frames)
         logits = self.logits(frames, batch["tokens"])
-        weight = torch.tensor(self.config.positive_weight or 1.0)
-        loss = F.binary_cross_entropy_with_logits(logits, batch["label"], pos_weight=weight)
+        loss = F.binary_cross_entropy_with_logits(logits, batch["label"])
         accuracy = ((logits > 0) == (batch["label"] > 0.5)).float().mean().item()
         return loss, {"accuracy": accuracy}
 

@@ -65,7 +65,7 @@ class RunConfig:
     )
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)
     reflector_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=800, learning_rate=1e-3, ema=0.99)
+        default_factory=lambda: FitConfig(steps=700, learning_rate=7e-4, ema=0.99)
     )
     loop: LoopConfig = field(default_factory=LoopConfig)
 

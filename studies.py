@@ -154,6 +154,7 @@ def _command(run: Run) -> str:
     words = [f"python cli.py train --demos {config.demos} --seed {config.seed}"]
     words += [f"--starts {config.test_starts}"] if config.test_starts != 50 else []
     words += ["--env real"] if config.rl_env == "real" else []
+    words += [f"--iterations {config.loop.iterations}"]
     words += ["--plain"] if config.loop.branch == 0 else []
     return " ".join(words)
 
@@ -172,6 +173,7 @@ def summarize_runs(results: Path) -> dict:
     """results/runs/*.json -> results/summary.json: one flat object,
     every value with interval, n, command and commit."""
     records = [json.loads(path.read_text()) for path in sorted((results / "runs").glob("*.json"))]
+    records = [r for r in records if r["config"]["loop"]["branch"]]  # --plain runs stand alone
     dream = [r for r in records if r["config"]["rl_env"] == "dream"]
     real = [r for r in records if r["config"]["rl_env"] == "real"]
     summary: dict[str, dict] = {}

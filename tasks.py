@@ -568,6 +568,7 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         """Continue from earlier states (see `get_states`), one per slot from slot 0 on;
         returns observations."""
         self._ask([("set", slot, state[0]) for slot, state in enumerate(states)])
+        self.real_resets += len(states)  # a branch is an episode too: a robot would have to replay
         self._success[:] = False
         self.done = np.arange(self.num_envs) >= len(states)
         for slot, (_, image, state, text) in enumerate(states):

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from instructions import INSTRUCTION_CHARACTERS, INSTRUCTIONS
-from policy import tokenize
 from simulator import memory_indices
 from tasks import ACTION_DIM, STATE_DIM, EnvConfig, Start
+from vlm import tokenize
 
 BLOCK = 32  # slots imagined at a time: larger blocks leave the processor's cache [measured here]
 

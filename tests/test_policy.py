@@ -7,26 +7,18 @@ import torch
 from demos import Episode
 from fit import FitConfig, fit
 from instructions import INSTRUCTIONS
-from policy import (
-    TOKENS,
-    VOCABULARY,
-    Policy,
-    PolicyConfig,
-    imitation_batches,
-    random_shift,
-    to_float,
-    to_tensors,
-    tokenize,
-)
+from policy import Policy, PolicyConfig, imitation_batches, random_shift, to_float, to_tensors
 from tasks import ACTION_DIM, STATE_DIM
+from vlm import TOKENS, VOCABULARY, tokenize
 
 SIZE, CHUNK = 32, 3
 
 
-def small_policy(seed: int = 0) -> Policy:
+def small_policy(seed: int = 0, backbone: str = "cnn") -> Policy:
     """A policy that trains in a second."""
     torch.manual_seed(seed)
-    return Policy(PolicyConfig(size=SIZE, chunk=CHUNK, width=8, hidden=32))
+    config = PolicyConfig(backbone=backbone, size=SIZE, chunk=CHUNK, width=8, hidden=32)
+    return Policy(config)
 
 
 def random_batch(rows: int) -> dict[str, torch.Tensor]:
@@ -82,9 +74,10 @@ def overfit(policy: Policy, batch: dict, steps: int) -> float:
         return policy(batch)[1]["l1"]
 
 
-def test_overfits_one_batch():
+@pytest.mark.parametrize("backbone", ["cnn", "vlm"])
+def test_overfits_one_batch(backbone):
     """Random actions have an L1 error near 0.45; learned by heart they have next to none."""
-    policy, batch = small_policy(), random_batch(8)
+    policy, batch = small_policy(backbone=backbone), random_batch(8)
     with torch.no_grad():
         assert policy(batch)[1]["l1"] > 0.3
     assert overfit(policy, batch, 300) < 0.05

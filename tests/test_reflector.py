@@ -8,7 +8,6 @@ import reflector as reflector_module
 from demos import Episode
 from fit import FitConfig, fit
 from instructions import INSTRUCTIONS
-from policy import TOKENS, tokenize
 from reflector import (
     Reflector,
     ReflectorConfig,
@@ -19,6 +18,7 @@ from reflector import (
     reflector_frames,
     stack_frames,
 )
+from vlm import TOKENS, tokenize
 
 SIZE = 32
 
@@ -120,7 +120,7 @@ def test_overfits_one_batch():
     label = torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 1])
     batch = {"frames": frames, "tokens": tokenize(texts), "label": label}
     reflector = small_reflector()
-    fit(reflector, lambda step: batch, FitConfig(steps=200, learning_rate=2e-3, warmup=20))
+    fit(reflector, lambda step: batch, FitConfig(steps=500, learning_rate=1e-3, warmup=20))
     loss, metrics = reflector(batch)
     assert metrics["accuracy"] == 1.0 and loss.item() < 0.1
     reward = reflector.reward(frames, batch["tokens"])
@@ -128,19 +128,15 @@ def test_overfits_one_batch():
 
 
 def test_loss_is_the_cross_entropy_of_the_labels():
-    """A naive loop over -(w y log R + (1 - y) log(1 - R)), with and without a weight w."""
+    """A naive loop over -(y log R + (1 - y) log(1 - R))."""
     tokens, frames = tokenize(["open the drawer"] * 4), random_frames(4)
     label = torch.tensor([1.0, 0.0, 1.0, 0.0])
-    for weight in (0.0, 3.0):
-        torch.manual_seed(0)
-        config = ReflectorConfig(size=SIZE, width=32, layers=1, positive_weight=weight)
-        reflector = Reflector(config).eval()
-        rewards = reflector.reward(frames, tokens).tolist()
-        total = 0.0
-        for y, r in zip(label.tolist(), rewards, strict=True):
-            total -= (weight or 1.0) * y * np.log(r) + (1 - y) * np.log(1 - r)
-        loss, _ = reflector({"frames": frames, "tokens": tokens, "label": label})
-        assert loss.item() == pytest.approx(total / 4, rel=1e-4)
+    reflector = small_reflector().eval()
+    total = 0.0
+    for y, r in zip(label.tolist(), reflector.reward(frames, tokens).tolist(), strict=True):
+        total -= y * np.log(r) + (1 - y) * np.log(1 - r)
+    loss, _ = reflector({"frames": frames, "tokens": tokens, "label": label})
+    assert loss.item() == pytest.approx(total / 4, rel=1e-4)
 
 
 def test_impossible_threshold_is_refused():

@@ -1,0 +1,120 @@
+"""Words and pictures: the tokenizer, and a small vision-language model of transformers' LLaVA.
+
+Used by the reflector (always) and by the policy (`backbone="vlm"`). The architecture is LLaVA:
+CLIP vision encoder, projector, Llama. Only its size is ours, so that it trains from scratch on a
+processor.
+
+Symbols: B batch, C channels of a picture (3 per frame), L instruction tokens.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+from instructions import INSTRUCTIONS
+
+TOKENS = 16  # L: instructions are padded or cut to this many tokens
+
+
+def build_tokenizer():
+    """A word-level tokenizer over every word of tasks.INSTRUCTIONS (0 pads, 1 is unknown)."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    words = sorted(
+        {w for texts in INSTRUCTIONS.values() for t in texts for w in re.findall(r"[a-z]+", t)}
+    )
+    vocabulary = {"[PAD]": 0, "[UNK]": 1} | {word: i + 2 for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Punctuation("removed"), pre_tokenizers.Whitespace()]
+    )
+    tokenizer.enable_truncation(TOKENS)
+    tokenizer.enable_padding(length=TOKENS, pad_id=0, pad_token="[PAD]")
+    return tokenizer
+
+
+_TOKENIZER = build_tokenizer()
+VOCABULARY = _TOKENIZER.get_vocab_size()
+
+
+def tokenize(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
+    """Instructions -> token ids (B, L) int64, padded with 0."""
+    return torch.tensor(
+        [encoding.ids for encoding in _TOKENIZER.encode_batch(list(texts))], dtype=torch.int64
+    )
+
+
+IMAGE_TOKEN = VOCABULARY  # the id of the placeholder that image features replace
+
+
+class ConvStem(nn.Sequential):
+    """Patch embedding by three strided convolutions in the place of CLIP's single one.
+
+    # DEVIATION: CLIP cuts the picture into patches with one linear map; here convolutions do it
+    #   (Xiao et al. 2021, "Early convolutions help transformers see better"); because from a few
+    #   thousand frames and untrained weights the linear map does not learn within minutes.
+    """
+
+    def __init__(self, channels: int, width: int):
+        super().__init__(
+            nn.Conv2d(channels, width // 4, 3, 2, padding=1), nn.SiLU(),
+            nn.Conv2d(width // 4, width // 2, 3, 2, padding=1), nn.SiLU(),
+            nn.Conv2d(width // 2, width, 3, 2, padding=1),
+        )  # fmt: skip
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """CLIP's embedding asks its patch embedding for the dtype of its weight."""
+        return self[0].weight
+
+
+def small_llava(channels: int, size: int, width: int, layers: int):
+    """A LlavaModel with untrained weights: pictures of `channels` channels, size x size pixels in
+    patches of 8 x 8; `layers` vision layers of `width`, and two of the language model."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaModel
+
+    vision = CLIPVisionConfig(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+        num_attention_heads=4, image_size=size, patch_size=8, num_channels=channels,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=VOCABULARY + 1, hidden_size=width, intermediate_size=2 * width,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        max_position_embeddings=512, pad_token_id=0,
+    )  # fmt: skip
+    llava = LlavaModel(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=IMAGE_TOKEN,
+            vision_feature_layer=-1,  # LLaVA leaves out the last layer of a pretrained encoder
+            attn_implementation="eager",  # fused attention is slow on a CPU at this size
+        )
+    )
+    # Where the embeddings hang changed between versions of transformers.
+    tower = getattr(llava.vision_tower, "vision_model", llava.vision_tower)
+    tower.embeddings.patch_embedding = ConvStem(channels, width)
+    return llava
+
+
+def read(llava, picture: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The last token's hidden state h (B, width), which has read everything.
+
+    picture: (B, C, H, W) float in [-0.5, 0.5]; tokens: (B, L) int64 from `tokenize`.
+    """
+    config = llava.config.vision_config
+    patches = (config.image_size // config.patch_size) ** 2
+    # The prompt: padding, image placeholders, instruction. All padding goes to the very left:
+    # the last token is then always a word, and the distance from image to words (rotary
+    # positions) does not depend on the padding.
+    ids = torch.cat([torch.full((len(tokens), patches), IMAGE_TOKEN), tokens], dim=1)
+    ids = ids.gather(1, (ids > 0).long().argsort(dim=1, stable=True))
+    mask = (ids > 0).long()
+    hidden = llava(
+        input_ids=ids, pixel_values=4 * picture, attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    return hidden[:, -1].float()
