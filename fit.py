@@ -22,9 +22,7 @@ class FitConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     warmup: int = 50  # steps of linear warm-up; a cosine to a twentieth of the rate follows
-    ema: float = (
-        0.0  # decay of the averaged weights that are kept in the end; 0 keeps the last weights
-    )
+    ema: float = 0.0  # decay of the averaged weights kept in the end; 0 keeps the last weights
     bf16: bool = False  # autocast to bfloat16 where the processor has it
 
 

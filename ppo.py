@@ -53,7 +53,6 @@ class LoopConfig:
     minibatch: int = 1024  # decisions
     learning_rate: float = 4e-5  # at 1e-4 Adam's first steps already clip 60 % of the ratios
     max_kl: float = 0.05  # stop an iteration's passes when the approximate KL exceeds this
-    anchor: float = 0.0  # weight of the imitation loss on the demonstrations beside PPO's
 
     def __post_init__(self) -> None:
         if self.rollouts < 2:
@@ -275,7 +274,6 @@ def update(
     rollouts: Rollouts,
     config: LoopConfig,
     generator: torch.Generator,
-    demonstrations: Callable[[], dict] | None = None,
 ) -> dict[str, float]:
     """One iteration's passes over the noisy decisions. Returns metrics; `first_ratio` must be 1."""
     advantage = leave_one_out(torch.from_numpy(rollouts.returns)).flatten()[
@@ -305,8 +303,6 @@ def update(
                 rollouts.sample[mb], mean, log_scale + math.log(config.noise), shared
             )
             loss, info = clipped_loss(new, rollouts.log_prob[mb], advantage[mb], config.clip)
-            if config.anchor and demonstrations is not None:
-                loss = loss + config.anchor * policy(demonstrations())[0]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -351,7 +347,6 @@ def loop(
     draw_starts: Callable[[int, int], list[Start]],
     config: LoopConfig,
     seed: int,
-    demonstrations: Callable[[], dict] | None = None,
     on_iteration: Callable[[int, dict], None] | None = None,
 ) -> None:
     """Post-train `policy` in place.
@@ -363,6 +358,6 @@ def loop(
     for iteration in range(config.iterations):
         starts = draw_starts(iteration, config.groups)
         rollouts = rollout(env, policy, starts, config, generator)
-        metrics = update(policy, optimizer, rollouts, config, generator, demonstrations)
+        metrics = update(policy, optimizer, rollouts, config, generator)
         if on_iteration is not None:
             on_iteration(iteration, metrics | {"decisions": rollouts.decisions})

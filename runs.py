@@ -51,9 +51,7 @@ class RunConfig:
     exploration: int = 40  # exploration episodes per task; real interactions, counted in the ledger
     exploration_noise: float = 1.5  # times the policy's Laplace scale
     test_starts: int = 50  # test starts per task in the evaluation stage
-    rl_env: str = (
-        "dream"  # where RL rolls out: "dream" (the method) or "real" (the simulator-LOOP baseline)
-    )
+    rl_env: str = "dream"  # RL in the "dream" (the method) or "real" (the simulator-LOOP baseline)
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     sft: FitConfig = field(default_factory=lambda: FitConfig(steps=3000, batch=64))

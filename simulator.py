@@ -44,16 +44,10 @@ class SimulatorConfig:
 
     size: int = 64  # pixels
     chunk: int = 4  # K
-    fold: int = (
-        4  # F x F pixels are folded into channels: the U-Net works on size/F [measured here]
-    )
+    fold: int = 4  # F x F pixels are folded into channels: the U-Net works on size/F
     channels: tuple[int, ...] = (64, 96, 128)  # of the U-Net at size/F, size/2F, size/4F
-    sampling_steps: int = (
-        1  # denoising steps per frame, 1-4; one is as good as three by PSNR [measured here]
-    )
-    change_scale: float = (
-        4.0  # the change between frames is multiplied by this, so that its spread is near 1
-    )
+    sampling_steps: int = 1  # denoising steps per frame, 1-4
+    change_scale: float = 4.0  # multiplies the change between frames: its spread is then near 1
     moving_weight: float = 10.0  # extra weight of pixels that change by more than 5 % of the range
 
     def __post_init__(self) -> None:

@@ -29,10 +29,7 @@ from train import hardware
 
 SCREEN_GROUP = 5  # tasks that share one policy while screening, as many as the default suite has
 SCREEN_STARTS = 30  # development starts per task
-KEEP = (
-    0.3,
-    0.8,
-)  # a task is kept where imitation solves this share: room to improve, and something to improve on
+KEEP = (0.3, 0.8)  # where imitation solves this share there is room, and something to improve on
 
 
 def screen(folder: Path, say: Callable[[str], None]) -> None:

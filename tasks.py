@@ -153,9 +153,7 @@ class EnvConfig:
 
     size: int = 64  # image height and width in pixels
     chunk: int = 4  # K, environment steps per decision [measured here: episodes of 8-25 decisions]
-    horizon: int = (
-        30  # decisions until truncation; the expert needs 22 for the longest default task
-    )
+    horizon: int = 30  # decisions until truncation; the expert needs 22 for the longest task
 
     def __post_init__(self) -> None:
         for name in ("size", "chunk", "horizon"):

@@ -309,9 +309,8 @@ def stage_rl(run: Run, real: RealWorkers, progress) -> dict:
         run.log(stage="rl", iteration=iteration, **metrics, warning=no_signal(metrics))
         progress(iteration, config.loop.iterations, metrics)
 
-    sample = imitation_batches(demonstrations, 64, config.seed)
     started = time.time()
-    loop(env, policy, draw, config.loop, config.seed, lambda: sample(0), on_iteration)
+    loop(env, policy, draw, config.loop, config.seed, on_iteration)
     save_part(run.checkpoint("policy"), policy, asdict(config.policy))
     if config.rl_env == "real":
         spent = real.count()

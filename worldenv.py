@@ -48,12 +48,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
     def __init__(
         self, simulator, reflector, starts: dict, num_envs: int, config: EnvConfig, seed: int = 0
     ):
-        self.simulator, self.reflector, self.config, self.num_envs = (
-            simulator,
-            reflector,
-            config,
-            num_envs,
-        )
+        self.simulator, self.reflector = simulator, reflector
+        self.config, self.num_envs = config, num_envs
         self.starts = starts
         size, chunk = config.size, config.chunk
         self.single_observation_space = gymnasium.spaces.Dict(
