@@ -168,16 +168,25 @@ def judge_episodes(reflector: Reflector, episodes) -> list[np.ndarray]:
     return curves
 
 
-def calibrate(reflector: Reflector, episodes, max_false_stops: float = 0.05) -> float:
-    """Set the threshold to the lowest eta in {0.5, 0.55, ... 0.95, 0.98} that stops falsely in at
-    most the given share of held-out episodes (a false stop: R > eta at a frame before the first
-    success). Falls back to the highest."""
+def calibrate(reflector: Reflector, episodes) -> float:
+    """Set the threshold to the eta in {0.5, 0.55, ... 0.95, 0.98} whose verdicts are right in most
+    held-out episodes (see `right_verdicts`); among equals the highest, which stops least."""
     curves = judge_episodes(reflector, episodes)
-    for eta in (*np.arange(0.5, 0.96, 0.05), 0.98):
-        reflector.threshold.fill_(float(eta))
-        if false_stops(curves, episodes, float(eta)) <= max_false_stops:
-            break
-    return float(reflector.threshold)
+    grid = [*np.arange(0.5, 0.96, 0.05).tolist(), 0.98]
+    best = max(grid, key=lambda eta: (right_verdicts(curves, episodes, eta), eta))
+    reflector.threshold.fill_(best)
+    return best
+
+
+def right_verdicts(curves: list[np.ndarray], episodes, eta: float) -> float:
+    """Share of episodes that the reflector stops at a successful frame,
+    or lets run on where there is no success to stop at."""
+    right = 0
+    for curve, episode in zip(curves, episodes, strict=True):
+        stops = np.flatnonzero(curve > eta)
+        stopped = len(stops) > 0
+        right += bool(episode.success[stops[0] + 1]) if stopped else not episode.succeeded
+    return right / max(1, len(episodes))
 
 
 def false_stops(curves: list[np.ndarray], episodes, eta: float) -> float:

@@ -16,6 +16,7 @@ from reflector import (
     frame_batches,
     judge_episodes,
     reflector_frames,
+    right_verdicts,
     stack_frames,
 )
 from vlm import TOKENS, tokenize
@@ -223,25 +224,33 @@ def test_false_stops_of_scripted_curves():
     assert false_stops([], [], 0.5) == 0
 
 
-def calibrated(monkeypatch, curves: list[list[float]], allowed: float) -> float:
-    """The threshold chosen for scripted curves of episodes that never succeed."""
-    episodes = [scripted_episode([0] * (len(curve) + 1)) for curve in curves]
+def calibrated(monkeypatch, curves: list[list[float]], success: list[list[int]]) -> float:
+    """The threshold chosen for scripted curves; `success` labels all frames, the first too."""
+    episodes = [scripted_episode(labels) for labels in success]
     arrays = [np.array(curve, np.float32) for curve in curves]
     monkeypatch.setattr(reflector_module, "judge_episodes", lambda *_: arrays)
     judge = Brightness()
-    eta = calibrate(judge, episodes, allowed)
+    eta = calibrate(judge, episodes)
     assert eta == pytest.approx(float(judge.threshold))
     return eta
 
 
-def test_calibration_takes_the_lowest_threshold_that_is_safe(monkeypatch):
-    """0.5 where nothing is wrong, otherwise just above the false alarms that are not allowed."""
-    assert calibrated(monkeypatch, [[0.1, 0.2], [0.4, 0.3]], 0.0) == pytest.approx(0.5)
-    assert calibrated(monkeypatch, [[0.1, 0.72], [0.4, 0.3]], 0.0) == pytest.approx(0.75)
-    assert calibrated(monkeypatch, [[0.1, 0.72], [0.4, 0.3]], 0.5) == pytest.approx(0.5)
-    assert calibrated(monkeypatch, [[0.97], [0.1]], 0.0) == pytest.approx(0.98)
+def test_calibration_separates_what_can_be_separated(monkeypatch):
+    """The highest threshold that still stops the success and not the failure."""
+    labels = [[0, 0, 1], [0, 0, 0]]
+    assert calibrated(monkeypatch, [[0.1, 0.82], [0.4, 0.3]], labels) == pytest.approx(0.8)
+    assert calibrated(monkeypatch, [[0.1, 0.97], [0.9, 0.3]], labels) == pytest.approx(0.95)
 
 
-def test_calibration_falls_back_to_the_highest_threshold(monkeypatch):
-    """Where none is safe the strictest one is kept."""
-    assert calibrated(monkeypatch, [[0.999], [0.999]], 0.0) == pytest.approx(0.98)
+def test_calibration_prefers_not_to_stop_at_the_wrong_frame(monkeypatch):
+    """A stop before the success is as wrong as one without any: above 0.72 nothing is wrong."""
+    labels = [[0, 0, 0, 1], [0, 0, 0, 0]]
+    curves = [[0.1, 0.72, 0.9], [0.2, 0.1, 0.1]]
+    assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.85)
+
+
+def test_right_verdicts_on_scripted_curves():
+    """Stopped at a success, stopped too early, missed, rightly left alone: two are right."""
+    success = [[0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 0]]
+    curves = [np.array(c) for c in ([0.1, 0.9], [0.9, 0.9], [0.1, 0.1], [0.1, 0.1])]
+    assert right_verdicts(curves, [scripted_episode(s) for s in success], 0.5) == 0.5
