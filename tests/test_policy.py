@@ -105,6 +105,19 @@ def test_learns_from_the_instruction_alone():
     assert overfit(small_policy(), batch, 400) < 0.05
 
 
+def test_the_instruction_reaches_the_convolutions():
+    """FiLM begins as the identity; once trained, the words change what is seen where in an image."""
+    backbone, batch = small_policy().eval().backbone, random_batch(4)
+    image = to_float(batch["image"])[:1].expand(4, -1, -1, -1)
+    with torch.no_grad():
+        for trained in (False, True):
+            seen = backbone(image, batch["tokens"])[:, : 4 * 8]  # expected rows and columns
+            spread = (seen - seen[:1]).abs().max()
+            assert spread > 1e-3 if trained else spread < 1e-5
+            for conv in backbone.convs:
+                conv.film.weight.normal_(0, 0.3)
+
+
 def test_scale_head_does_not_move_the_mean():
     """The likelihood has no gradient at the mean head: it is trained by L1 regression alone."""
     policy, batch = small_policy().eval(), random_batch(6)

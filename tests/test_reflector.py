@@ -113,15 +113,15 @@ def test_every_frame_and_the_words_are_read():
 
 
 def test_overfits_one_batch():
-    """Accuracy 1 on eight rows: a spot left or right, and the words can turn the answer round."""
-    frames = torch.zeros(8, 3, SIZE, SIZE, 3, dtype=torch.uint8)
+    """Accuracy 1 where two wordings decide alone and under a third one the place of a spot does."""
+    frames = torch.zeros(6, 3, SIZE, SIZE, 3, dtype=torch.uint8)
     frames[::2, 2, 12:20, 2:14] = 255
     frames[1::2, 2, 12:20, 18:30] = 255
-    texts = ["open the drawer"] * 4 + ["close the drawer"] * 4
-    label = torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 1])
+    texts = ["open the drawer"] * 2 + ["close the drawer"] * 2 + ["press the button"] * 2
+    label = torch.tensor([1.0, 0, 0, 0, 1, 1])
     batch = {"frames": frames, "tokens": tokenize(texts), "label": label}
     reflector = small_reflector()
-    fit(reflector, lambda step: batch, FitConfig(steps=500, learning_rate=1e-3, warmup=20))
+    fit(reflector, lambda step: batch, FitConfig(steps=200, learning_rate=2e-3, warmup=20))
     loss, metrics = reflector(batch)
     assert metrics["accuracy"] == 1.0 and loss.item() < 0.1
     reward = reflector.reward(frames, batch["tokens"])

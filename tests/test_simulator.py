@@ -237,6 +237,39 @@ def test_the_loss_of_a_perfect_network_is_zero():
     assert simulator(batch)[0].item() > 0.1
 
 
+def scripted_unet(simulator: Simulator, choice: int, painted: float) -> None:
+    """Replace the U-Net: every pixel paints `painted` and chooses `choice` (0 paints, m copies)."""
+    fold, side = simulator.config.fold, SIZE // simulator.config.fold
+
+    class Answer(torch.nn.Module):
+        def forward(self, inputs, time, encoder_hidden_states, class_labels):
+            output = torch.zeros(len(inputs), 3 + 1 + MEMORY, SIZE, SIZE)
+            output[:, :3] = painted
+            output[:, 3 + choice] = 50.0
+            folded = torch.nn.functional.pixel_unshuffle(output, fold)
+            assert folded.shape[2:] == (side, side)
+            return type("Output", (), {"sample": folded})
+
+    simulator.unet = Answer()
+
+
+@pytest.mark.parametrize("which", range(MEMORY))
+def test_a_remembered_frame_can_be_copied(which):
+    """Choosing memory frame m gives exactly that frame: its change against the newest is added."""
+    simulator, batch = small_simulator().eval(), moving_square(2)
+    batch["memory"] = torch.stack([batch["memory"][:, 0] // (m + 1) for m in range(MEMORY)], dim=1)
+    scripted_unet(simulator, choice=1 + which, painted=3.0)
+    assert torch.equal(imagine(simulator, batch), batch["memory"][:, which])
+
+
+def test_a_painted_change_is_added_to_the_newest_frame():
+    """Choosing to paint p moves every pixel by p / change_scale."""
+    simulator, batch = small_simulator().eval(), moving_square(2)
+    scripted_unet(simulator, choice=0, painted=0.04 * simulator.config.change_scale)
+    change = imagine(simulator, batch).int() - batch["memory"][:, 0].int()
+    assert change.unique().tolist() == [10]  # 0.04 of 255
+
+
 def test_overfits_one_batch():
     """After training on four transitions it imagines them far better than a repeated frame.
 

@@ -26,6 +26,7 @@ class ScriptedSimulator:
     def __init__(self):
         self.asked = 0
         self.memories: list[np.ndarray] = []
+        self.motions: list[list[float]] = []  # of x, before every decision
 
     def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
         assert first.shape[1:] == (3, SIZE, SIZE) and first.min() >= -0.5 and first.max() <= 0.5
@@ -33,6 +34,8 @@ class ScriptedSimulator:
 
     def next_state(self, state, previous, action) -> torch.Tensor:
         assert action.abs().max() <= 1
+        if previous is not None:
+            self.motions.append((state - previous)[:, 0].tolist())
         following = state.clone()
         following[:, 0] += action[:, :, 0].sum(1)
         return following
@@ -194,6 +197,38 @@ def test_simulator_remembers_the_slots_own_history():
     for time, memory in enumerate(env.simulator.memories):
         expected = [[frames[slot][i] for i in memory_indices(time)] for slot in range(2)]
         assert memory.tolist() == expected
+
+
+def test_kinematics_is_told_the_motion():
+    """s_t - s_{t-1}: none before the first decision of an episode, a branch remembers its own."""
+    env = world(2)
+    for _ in range(2):
+        env.reset(options={"starts": list(known_starts())[:2]})
+        env.step(push(0.3, 0.2))
+        env.step(push(0.1, 0.1))
+        env.set_states(env.get_states([1, 0]))
+        env.step(push(0.0, 0.0))
+    expected = [[0.0, 0.0], [0.3, 0.2], [0.1, 0.1]] * 2
+    assert np.allclose(env.simulator.motions, expected, atol=1e-6)
+    env.reset(options={"starts": list(known_starts())[:2]})
+    env.step(push(0.3, 0.2))
+    env.set_states(env.get_states([1, 0]))
+    env.step(push(0.0, 0.0))
+    assert np.allclose(env.simulator.motions[-1], [0.2, 0.3], atol=1e-6)
+
+
+def test_many_slots_are_imagined_like_few():
+    """More slots than fit one block: every slot goes on as if it were alone, some of them at rest."""
+    env = world(75)
+    env.reset(options={"starts": list(known_starts())[:1] * 70})
+    amounts = np.linspace(0, 1.2, 75)
+    for decision in range(1, 4):
+        observation, _, terminations, _, _ = env.step(push(*amounts))
+        for slot in (0, 1, 30, 31, 32, 33, 40, 63, 64, 69, 70, 74):
+            played = min(decision, next((t for t in (1, 2, 3) if t * amounts[slot] > 1.005), 3))
+            x = played * amounts[slot] if slot < 70 else 0.0
+            assert observation["state"][slot, 0] == pytest.approx(x, abs=1e-4), slot
+    assert env.done[70:].all() and not env.done[:24].any()
 
 
 def test_a_second_episode_forgets_the_first():
