@@ -106,7 +106,7 @@ def test_learns_from_the_instruction_alone():
 
 
 def test_the_instruction_reaches_the_convolutions():
-    """FiLM begins as the identity; once trained, the words change what is seen where in an image."""
+    """FiLM begins as the identity; with other weights the words change what is seen where."""
     backbone, batch = small_policy().eval().backbone, random_batch(4)
     image = to_float(batch["image"])[:1].expand(4, -1, -1, -1)
     with torch.no_grad():
