@@ -123,6 +123,17 @@ def test_reflector_stops_and_rewards():
     assert observation["state"][:, 0].tolist() == pytest.approx([0.5, 1.1, 0.7])
 
 
+@pytest.mark.parametrize("eta, stops", [(0.05, True), (0.15, False), (0.95, False)])
+def test_the_threshold_is_the_reflectors_own(eta, stops):
+    """The calibrated eta decides, not 0.5: R = 0.1 stops below it only."""
+    env = world(1)
+    env.reflector.threshold = torch.tensor(eta)
+    env.reset(options={"starts": list(known_starts())[:1]})
+    _, rewards, terminations, _, _ = env.step(push(0.5))
+    assert terminations[0] == stops and rewards[0] == pytest.approx(0.1 if stops else 0.0)
+    assert env.step(push(1.0))[2][0] == (not stops and eta < 0.9)
+
+
 def test_horizon_truncates_with_the_last_reward():
     """Whoever is never stopped gets R of the last frame at the horizon, and is not a success."""
     env = world(1)
@@ -261,6 +272,7 @@ def test_branches_continue_like_the_uninterrupted_dream():
         one.reset(options={"starts": list(known_starts())})
         one.step(push(0.1, 0.2, 0.3))
     (state,) = env.get_states([1])
+    env.step(push(0.1, 0.1, 0.1))  # the slots have gone on: a branch goes back in time
     observation = env.set_states([state, state])
     assert env.done.tolist() == [False, False, True]
     assert (observation["image"][0] == original._observations()["image"][1]).all()
@@ -285,12 +297,13 @@ def test_a_saved_moment_can_be_used_again():
     env.step(push(0.3))
     (state,) = env.get_states([0])
     env.step(push(0.7))
-    frames = []
     for _ in range(2):
-        env.set_states([state])
+        env.reset(options={"starts": list(known_starts())[2:]})
+        env.step(push(0.5))
+        assert env.set_states([state])["image"][0, 0, 0, 0] == 30
         observation, *_ = env.step(push(0.1))
-        frames.append(observation["image"][0, 0, 0, 0])
-    assert frames == [40, 40]
+        assert observation["image"][0, 0, 0, 0] == 40
+        assert env.simulator.memories[-1].tolist() == [[30, 0, 0, 0]]
 
 
 def test_branches_respect_the_horizon():
