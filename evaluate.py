@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from demos import Episode, play
 from reflector import calibrate, false_stops, judge_episodes  # noqa: F401 (calibrate is re-exported for the stages)
@@ -68,6 +67,8 @@ def evaluate(policy, env, starts: list[Start], termination: str, reflector=None)
         raise ValueError(
             f"termination: got {termination!r}, expected one of {', '.join(TERMINATIONS)}"
         )
+    if termination == "reflector" and reflector is None:
+        raise ValueError("termination: got 'reflector' without a reflector; expected a trained one")
     if termination == "oracle":
         episodes = play(env, starts, policy.act, "evaluation", after_success=0)
         return summarize(episodes, [e.succeeded for e in episodes], termination)
@@ -212,8 +213,3 @@ def peak_memory_gib() -> float:
         / 2**30
     )
     return own + children
-
-
-def count_parameters(part: torch.nn.Module) -> int:
-    """Weights of a part, trained or frozen."""
-    return sum(p.numel() for p in part.parameters())

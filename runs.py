@@ -23,7 +23,6 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from camera import Camera
@@ -294,8 +293,3 @@ class Run:
         part = Reflector(self.config.reflector)
         load_part(self.checkpoint("reflector"), part, part.description())
         return part
-
-
-def seed_everything(seed: int) -> None:
-    """Torch's global generator; every other source of chance is given a seed of its own."""
-    torch.manual_seed(seed)

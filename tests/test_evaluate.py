@@ -265,3 +265,9 @@ def test_reflector_card_without_any_success():
     card = reflector_card(Brightness(), [scripted_episode([0, 0, 0], [0, 10, 60])])
     assert math.isnan(card["reflector_auroc"]) and math.isnan(card["recall_at_success"])
     assert card["reflector_false_stops"] == 1.0
+
+
+def test_reflector_termination_needs_a_reflector():
+    """One line that says what is missing, before anything is played."""
+    with pytest.raises(ValueError, match="without a reflector"):
+        evaluate(None, None, [], "reflector", None)
