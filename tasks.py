@@ -163,6 +163,17 @@ class EnvConfig:
             raise ValueError(f"EnvConfig.size: got {self.size}, expected a multiple of 16 pixels")
 
 
+def spaces(config: EnvConfig) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.Box]:
+    """One environment's observation and action space, the same in reality and in the dream."""
+    size = (config.size, config.size, 3)
+    observation = gymnasium.spaces.Dict(
+        image=gymnasium.spaces.Box(0, 255, size, np.uint8),
+        state=gymnasium.spaces.Box(-2.0, 2.0, (STATE_DIM,), np.float32),
+        instruction=gymnasium.spaces.Text(100, min_length=0, charset=INSTRUCTION_CHARACTERS),
+    )
+    return observation, gymnasium.spaces.Box(-1.0, 1.0, (config.chunk, ACTION_DIM), np.float32)
+
+
 class RealEnv(gymnasium.Env):
     """One Meta-World task as a Gymnasium environment that is stepped in action chunks.
 
@@ -186,13 +197,7 @@ class RealEnv(gymnasium.Env):
         self.config = config or EnvConfig()
         self.stop_on_success = stop_on_success
         self.render_mode = "rgb_array"
-        size, chunk = self.config.size, self.config.chunk
-        self.observation_space = gymnasium.spaces.Dict(
-            image=gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),
-            state=gymnasium.spaces.Box(-2.0, 2.0, (STATE_DIM,), np.float32),
-            instruction=gymnasium.spaces.Text(100, min_length=0, charset=INSTRUCTION_CHARACTERS),
-        )
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (chunk, ACTION_DIM), np.float32)
+        self.observation_space, self.action_space = spaces(self.config)
 
         self._mujoco = mujoco
         self._sim = ALL_V3_ENVIRONMENTS[f"{self.task}-v3"]()
@@ -429,23 +434,16 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
     """
 
     def __init__(self, num_envs: int, config: EnvConfig | None = None, workers: int | None = None):
-        backend = choose_backend()
+        choose_backend()  # here, so that every worker inherits MUJOCO_GL
         self.config = config or EnvConfig()
         self.num_envs = num_envs
-        size, chunk = self.config.size, self.config.chunk
-        self.single_observation_space = gymnasium.spaces.Dict(
-            image=gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),
-            state=gymnasium.spaces.Box(-2.0, 2.0, (STATE_DIM,), np.float32),
-            instruction=gymnasium.spaces.Text(100, min_length=0, charset=INSTRUCTION_CHARACTERS),
-        )
-        self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (chunk, ACTION_DIM), np.float32)
+        self.single_observation_space, self.single_action_space = spaces(self.config)
         self.observation_space = gymnasium.vector.utils.batch_space(
             self.single_observation_space, num_envs
         )
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
         self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
         self.real_steps = self.real_resets = self.real_frames = 0  # the ledger of real interaction
-        del backend  # chosen above, so that every worker inherits MUJOCO_GL
 
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []

@@ -22,9 +22,9 @@ import gymnasium
 import numpy as np
 import torch
 
-from instructions import INSTRUCTION_CHARACTERS, INSTRUCTIONS
+from instructions import INSTRUCTIONS
 from simulator import memory_indices
-from tasks import ACTION_DIM, STATE_DIM, EnvConfig, Start
+from tasks import STATE_DIM, EnvConfig, Start, spaces
 from vlm import tokenize
 
 BLOCK = 32  # slots imagined at a time: larger blocks leave the processor's cache [measured here]
@@ -51,13 +51,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         self.simulator, self.reflector = simulator, reflector
         self.config, self.num_envs = config, num_envs
         self.starts = starts
-        size, chunk = config.size, config.chunk
-        self.single_observation_space = gymnasium.spaces.Dict(
-            image=gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8),
-            state=gymnasium.spaces.Box(-2.0, 2.0, (STATE_DIM,), np.float32),
-            instruction=gymnasium.spaces.Text(100, min_length=0, charset=INSTRUCTION_CHARACTERS),
-        )
-        self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (chunk, ACTION_DIM), np.float32)
+        self.single_observation_space, self.single_action_space = spaces(config)
         self.observation_space = gymnasium.vector.utils.batch_space(
             self.single_observation_space, num_envs
         )
@@ -67,7 +61,9 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         self.imagined_frames = 0  # the ledger
         # The history of every slot, (B, horizon+1, H, W, 3):
         # what memory and reflector look back into.
-        self._history = np.zeros((num_envs, config.horizon + 1, size, size, 3), np.uint8)
+        self._history = np.zeros(
+            (num_envs, config.horizon + 1, config.size, config.size, 3), np.uint8
+        )
         self._states = np.zeros((num_envs, STATE_DIM), np.float32)
         self._previous = np.zeros((num_envs, STATE_DIM), np.float32)  # one decision earlier
         self._texts = [""] * num_envs
