@@ -5,6 +5,8 @@
     train                        the whole method, stage by stage (train.py), into a run folder
     imagine                      a dream beside the real rollout of the same actions
     evaluate                     real success with intervals
+    trust                        how often the dream lies
+    compare                      the dream beside its alternatives at the same real budget
     report, config               rewrite a run's report.md; print the settings
 
 Every command checks what it was given before it touches the disk. What a user can repair becomes
@@ -96,6 +98,10 @@ def doctor_command(
 
 Preset = Annotated[
     str, typer.Option(help="cpu (the reported runs), debug (all tiny: a minute) or gpu (larger).")
+]
+
+Device = Annotated[
+    str, typer.Option(help="Where the networks compute: cpu, or cuda or mps if there is one.")
 ]
 
 
@@ -231,8 +237,11 @@ def train_command(
     env: Annotated[
         str, typer.Option(help="Where LOOP rolls out: dream (the method) or real.")
     ] = "dream",
-    device: Annotated[str, typer.Option(help="Only cpu so far.")] = "cpu",
+    device: Device = "cpu",
     iterations: Annotated[int | None, typer.Option(help="Of reinforcement learning.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Explore, simulator, reflector and rl that many times.")
+    ] = None,
     starts: Annotated[int | None, typer.Option(help="Test starts per task.")] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="LOOP as in the paper: no branching, no time penalty.")
@@ -249,17 +258,18 @@ def train_command(
     from runs import Run
 
     check_device(device)
-    config = build_config(preset, tasks, demos, seed, env, iterations, starts, plain)
+    config = build_config(preset, tasks, demos, seed, env, iterations, rounds, starts, plain)
     if until is not None:
-        one_of("--until", until, stages.STAGES)
-    episodes = len(config.tasks) * (config.demos + config.exploration)
+        one_of("--until", until, stages.stages_of(config))
+    explored = config.exploration + (config.rounds - 1) * config.round_exploration
+    episodes = len(config.tasks) * (config.demos + explored)
     existing = check_output(out, CHECKPOINTS_MB + episodes_mb(episodes, config.env))
     render.choose_backend()  # without a renderer there would be a run folder with nothing in it
     is_new = not (out / "config.json").exists()
-    run = Run.create(out, config)
-    with StageDisplay(run, stages.STAGES) as display:
-        if preset == "gpu":
-            display.line("the gpu preset is trained on the processor so far: expect days")
+    run = Run.create(out, config, device)
+    with StageDisplay(run, stages.stages_of(config)) as display:
+        if preset == "gpu" and device == "cpu":
+            display.line("the gpu preset on the processor: expect days; a GPU is --device cuda")
         try:
             stages.train(run, display.say, display.progress, until)
         except Exception:
@@ -276,6 +286,7 @@ def build_config(
     seed: int,
     env: str,
     iterations: int | None,
+    rounds: int | None,
     starts: int | None,
     plain: bool,
 ) -> RunConfig:
@@ -293,6 +304,7 @@ def build_config(
     if plain:
         config = replace(config, loop=replace(config.loop, branch=0, noise=1.0, time_penalty=0.0))
     given = {
+        "rounds": None if rounds is None else in_range("--rounds", rounds, 1, 9),
         "test_starts": None if starts is None else in_range("--starts", starts, 1),
         "tasks": task_names(tasks) if tasks else None,
         "demos": demos,
@@ -302,16 +314,18 @@ def build_config(
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
-def check_device(name: str) -> None:
-    """Only the processor, and no pretending."""
+def check_device(name: str) -> str:
+    """A device that torch can really compute on here: cpu, cuda, cuda:1, mps ..."""
     import torch
 
     try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ValueError(f"--device: {name!r} is no device of torch; expected cpu") from error
-    if kind != "cpu":
-        raise ValueError(f"--device: got {name}; only cpu is supported so far; use --device cpu")
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device: torch cannot compute on {name!r} here; expected cpu, or cuda or mps where "
+            "there is one; `python cli.py doctor` says which; use --device cpu"
+        ) from error
+    return name
 
 
 # --------------------------------------------------------------------------------- looking at a run
@@ -364,10 +378,9 @@ def real_and_dream(run: Run, simulator, reflector, policy, task: str, seed: int)
     policy: None lets the scripted expert act. The real episode goes on for two decisions after its
     first success, so that the curve shows what the reflector says then.
     """
-    from dataclasses import replace
-
     from demos import play
-    from evaluate import dream_along, test_starts
+    from dreams import dream_along
+    from evaluate import test_starts
     from reflector import judge_episodes
     from tasks import VecRealEnv
     from worldenv import WorldEnv, start_frames
@@ -382,8 +395,8 @@ def real_and_dream(run: Run, simulator, reflector, policy, task: str, seed: int)
         simulator, reflector, start_frames([episode]), 1, run.config.env, run.config.seed
     )
     (dream,) = dream_along(world, [episode])
-    real_curve, dream_curve = judge_episodes(reflector, [episode, replace(episode, image=dream)])
-    return episode, dream, {"real": real_curve, "dream": dream_curve}
+    real_curve, dream_curve = judge_episodes(reflector, [episode, dream])
+    return episode, dream.image, {"real": real_curve, "dream": dream_curve}
 
 
 def imagine_numbers(episode: Episode, dream, curves: dict, eta: float) -> str:
@@ -464,6 +477,32 @@ def report_command(folder: RunFolder) -> None:
     print(report.write_report(run))
 
 
+@app.command("trust")
+def trust_command(
+    folder: RunFolder,
+    starts: Annotated[int, typer.Option(help="Per task.")] = 50,
+    split: Annotated[str, typer.Option(help="dev; test for reported figures only.")] = "dev",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON on stdout and nothing else.")
+    ] = False,
+) -> None:
+    """Say how often the dream lies: imagined success, the reflector's word, other actions."""
+    import trust
+    from runs import Run
+
+    in_range("--starts", starts, 1)
+    one_of("--split", split, ("dev", "test"))
+    run = Run.open(folder)
+    say = (lambda line: None) if as_json else print
+    result = trust.trust(run, starts, say, split)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    for path in (run.folder / "trust" / name for name in trust.FILES):
+        if path.is_file():
+            print(path)
+
+
 # ------------------------------------------------------------------------------------------ studies
 # Their work is in studies.py, imported inside each command like everything heavy.
 
@@ -495,6 +534,35 @@ def summary(
     if (HERE / "README.md").is_file() and out.resolve() == HERE / "results":
         studies.update_readme(result, HERE / "README.md")
     print(f"{out / 'summary.json'}: {len(result)} figures")
+
+
+@app.command("compare")
+def compare_command(
+    out: Annotated[Path, typer.Option(help="Runs and tables go here.")] = Path("runs/compare"),
+    preset: Preset = "cpu",
+    seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0,1,2,3,4",
+    methods: Annotated[str, typer.Option(help="Separated by commas; default: all.")] = "",
+    starts: Annotated[int | None, typer.Option(help="Test starts per task.")] = None,
+) -> None:
+    """The dream beside its alternatives at the same real budget (hours; resumable)."""
+    import compare as study
+    import render
+    from train import hardware
+
+    try:
+        numbers = [in_range("--seeds", int(seed), 0, 99) for seed in seeds.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--seeds: got {seeds!r}; expected numbers from 0 to 99: 0,1,2") from error
+    names = tuple(name.strip() for name in methods.split(",") if name.strip()) or study.METHODS
+    for name in names:
+        one_of("--methods", name, study.METHODS)
+    config = build_config(preset, "", None, 0, "dream", None, None, starts, False)
+    check_output(out, CHECKPOINTS_MB * len(numbers) * len(names))
+    render.choose_backend()
+    records = study.compare(out, config, numbers, names, print, lambda *_: None)
+    command = f"python cli.py compare --preset {preset} --seeds {seeds}"
+    study.write(out, records, command, hardware())
+    print((out / "compare.md").read_text())
 
 
 if __name__ == "__main__":  # required: workers of the real environment import this file again

@@ -12,7 +12,8 @@ import math
 import numpy as np
 
 from demos import Episode, play
-from reflector import calibrate, false_stops, judge_episodes  # noqa: F401 (calibrate is re-exported for the stages)
+from dreams import dream_along
+from reflector import false_stops, judge_episodes
 from tasks import Start, split_seeds
 
 TERMINATIONS = ("oracle", "reflector", "none")
@@ -121,31 +122,6 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * math.log10(255**2 / max(error, 1e-3)))
 
 
-def dream_along(world, episodes: list[Episode]) -> list[np.ndarray]:
-    """Open-loop dreams: the episodes' own actions from their own starts.
-    Returns frames (T+1, H, W, 3) per episode.
-
-    The reflector's stop is ignored here: the dream goes on as long as the real episode did.
-    """
-    dreams = []
-    for first in range(0, len(episodes), world.num_envs):
-        batch = episodes[first : first + world.num_envs]
-        observation, _ = world.reset(options={"starts": [Start(e.task, e.seed) for e in batch]})
-        frames = [[observation["image"][i]] for i in range(len(batch))]
-        for t in range(max(len(e) for e in batch)):
-            world.done[: len(batch)] = [t >= len(e) for e in batch]
-            actions = np.zeros(world.action_space.shape, np.float32)
-            for i, episode in enumerate(batch):
-                if t < len(episode):
-                    actions[i] = episode.action[t]
-            observation, *_ = world.step(actions)
-            for i, episode in enumerate(batch):
-                if t < len(episode):
-                    frames[i].append(observation["image"][i])
-        dreams += [np.stack(f) for f in frames]
-    return dreams
-
-
 def simulator_card(world, episodes: list[Episode]) -> dict:
     """Open-loop PSNR at decisions 1, 5 and last on held-out episodes,
     beside the copy-last-frame baseline.
@@ -157,7 +133,7 @@ def simulator_card(world, episodes: list[Episode]) -> dict:
     card = {}
     for name, at in (("1", lambda n: 1), ("5", lambda n: min(5, n)), ("last", lambda n: n)):
         pairs = [
-            (e.image[at(len(e))], d[at(len(e))], e.image[0])
+            (e.image[at(len(e))], d.image[at(len(e))], e.image[0])
             for e, d in zip(episodes, dreams, strict=True)
         ]
         card[f"sim_psnr_{name}"] = float(np.mean([psnr(real, dream) for real, dream, _ in pairs]))
@@ -201,15 +177,32 @@ def reflector_card(reflector, episodes: list[Episode]) -> dict:
 
 
 def peak_memory_gib() -> float:
-    """Peak resident memory of this process and its (finished or running) children, GiB."""
-    import os
+    """Peak resident memory of this process plus that of each of its running children, GiB.
+
+    On Linux a child's own peak, elsewhere what it holds now.
+    """
     import resource
 
     import psutil
 
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    children = (
-        sum(c.memory_info().rss for c in psutil.Process(os.getpid()).children(recursive=True))
-        / 2**30
+    return (
+        own + sum(_peak_kib(child) for child in psutil.Process().children(recursive=True)) / 2**20
     )
-    return own + children
+
+
+def _peak_kib(process) -> float:
+    try:
+        with open(f"/proc/{process.pid}/status") as file:
+            return next(float(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return process.memory_info().rss / 2**10
+
+
+def cpu_seconds() -> float:
+    """Processor time that this process and its running children have used, over all cores."""
+    import psutil
+
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(t.user + t.system for t in times)

@@ -49,11 +49,12 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     average = copy.deepcopy(part) if config.ema else None
     tail: list[dict] = []
+    device = device_of(part)
     part.train()
     started = time.time()
     for step in range(config.steps):
-        with bf16_autocast(config.bf16):
-            loss, metrics = part(sample(step))
+        with bf16_autocast(device, config.bf16):
+            loss, metrics = part({name: x.to(device) for name, x in sample(step).items()})
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"{type(part).__name__}: loss is {loss.item()} at step {step}; "
@@ -78,11 +79,21 @@ def fit(
     return result | {"seconds": time.time() - started}
 
 
-def bf16_autocast(wanted: bool = True) -> torch.autocast:
-    """Autocast to bfloat16 where it is wanted and the processor computes in it; else a no-op."""
+def device_of(part: nn.Module) -> torch.device:
+    """Where a part computes: what goes into it is moved there, what leaves it for numpy is not."""
+    return next(part.parameters()).device
+
+
+def bf16_autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """Autocast to bfloat16 where it is wanted and the device computes in it; else a no-op."""
     able = torch.cpu.get_capabilities()
-    fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=wanted and fast)
+    fast = {
+        "cpu": bool(able.get("avx512_bf16") or able.get("amx_bf16")),
+        "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+    }
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=wanted and fast.get(device.type, False)
+    )
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fit import device_of
 from instructions import INSTRUCTIONS
 from tasks import ACTION_DIM, STATE_DIM
 from vlm import VOCABULARY, read, small_llava, tokenize
@@ -218,9 +219,9 @@ class Policy(nn.Module):
     def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
         """The mean chunk (B, K, A) float32, clipped to [-1, 1],
         where the (B,) mask `running` is set, 0 elsewhere."""
-        mean, _ = self.distribution(*to_tensors(observation, running))
+        mean, _ = self.distribution(*to_tensors(observation, running, device_of(self)))
         chunks = np.zeros((len(running), *mean.shape[1:]), np.float32)
-        chunks[running] = mean.clamp(-1, 1).numpy()
+        chunks[running] = mean.clamp(-1, 1).cpu().numpy()
         return chunks
 
 
@@ -230,13 +231,14 @@ def to_float(image: torch.Tensor) -> torch.Tensor:
 
 
 def to_tensors(
-    observation: dict, running: np.ndarray
+    observation: dict, running: np.ndarray, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The `running` rows of an environment's observation
-    as (image float, state, tokens) for `Policy.distribution`."""
-    image = to_float(torch.from_numpy(observation["image"][running]))
+    as (image float, state, tokens) on `device` for `Policy.distribution`."""
+    image = torch.from_numpy(observation["image"][running]).to(device)
     texts = [text for text, on in zip(observation["instruction"], running, strict=True) if on]
-    return image, torch.from_numpy(observation["state"][running]), tokenize(texts)
+    state = torch.from_numpy(observation["state"][running]).to(device)
+    return to_float(image), state, tokenize(texts).to(device)
 
 
 def laplace_log_prob(

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fit import device_of
 from policy import Policy, laplace_log_prob, to_float, to_tensors
 from tasks import Start
 
@@ -141,21 +142,29 @@ class Explorer:
     @torch.no_grad()
     def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
         """Noisy chunks (B, K, A) in [-1, 1] where the (B,) mask `running` is set, 0 elsewhere."""
-        image, state, tokens = to_tensors(observation, running)
+        image, state, tokens = to_tensors(observation, running, device_of(self.policy))
         mean, log_scale = self.policy.distribution(image, state, tokens)
         log_scale = log_scale + math.log(self.noise)
         b, k, a = mean.shape
-        # a ~ Laplace(mu, s): a = mu + s * sign(u) * -log(1 - |u|), u uniform in (-1, 1)
+        # a ~ Laplace(mu, s): a = mu + s * sign(u) * -log(1 - |u|), u uniform in (-1, 1).
+        # Drawn on the processor: the same noise for a seed whatever the device.
         u = 2 * torch.rand((b, 1 if self.shared else k, a), generator=self.generator) - 1
-        draw = -u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-6))
+        draw = (-u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-6))).to(mean.device)
         sample = mean + log_scale.exp() * draw
         log_prob = chunk_log_prob(sample, mean, log_scale, self.shared)
         rows = np.flatnonzero(running)
         self.rows.append(
-            (observation["image"][rows], observation["state"][rows], tokens, sample, log_prob, rows)
+            (
+                observation["image"][rows],
+                observation["state"][rows],
+                tokens.cpu(),
+                sample.cpu(),
+                log_prob.cpu(),
+                rows,
+            )
         )
         chunks = np.zeros((len(running), k, a), np.float32)
-        chunks[rows] = sample.clamp(-1, 1).numpy()
+        chunks[rows] = sample.clamp(-1, 1).cpu().numpy()
         return chunks
 
     def finish(self, returns, success, mean_success: float, decisions: int) -> Rollouts:
@@ -287,7 +296,7 @@ def update(
         "success": float(rollouts.success.mean()),
         "mean_policy_success": rollouts.mean_success,
     }
-    shared = config.branch > 0
+    shared, device = config.branch > 0, device_of(policy)
     infos: list[dict] = []
     # Without any signal no step is made:
     # Adam's momentum of earlier iterations must not move weights.
@@ -295,14 +304,16 @@ def update(
         order = rows[torch.randperm(len(rows), generator=generator)]
         for mb in order.split(config.minibatch):
             mean, log_scale = policy.distribution(
-                to_float(torch.from_numpy(rollouts.image[mb])),
-                torch.from_numpy(rollouts.state[mb]),
-                rollouts.tokens[mb],
+                to_float(torch.from_numpy(rollouts.image[mb]).to(device)),
+                torch.from_numpy(rollouts.state[mb]).to(device),
+                rollouts.tokens[mb].to(device),
             )
             new = chunk_log_prob(
-                rollouts.sample[mb], mean, log_scale + math.log(config.noise), shared
+                rollouts.sample[mb].to(device), mean, log_scale + math.log(config.noise), shared
             )
-            loss, info = clipped_loss(new, rollouts.log_prob[mb], advantage[mb], config.clip)
+            loss, info = clipped_loss(
+                new, rollouts.log_prob[mb].to(device), advantage[mb].to(device), config.clip
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -347,10 +358,10 @@ def loop(
     draw_starts: Callable[[int, int], list[Start]],
     config: LoopConfig,
     seed: int,
-    on_iteration: Callable[[int, dict], None] | None = None,
+    on_iteration: Callable[[int, dict], bool | None] | None = None,
 ) -> None:
-    """Post-train `policy` in place.
-    draw_starts(iteration, G) gives the starts; on_iteration gets the metrics."""
+    """Post-train `policy` in place. draw_starts(iteration, G) gives the starts;
+    on_iteration gets the metrics, and ends the training by returning True."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
     rollout = branch_rollouts if config.branch else plain_rollouts
@@ -359,5 +370,6 @@ def loop(
         starts = draw_starts(iteration, config.groups)
         rollouts = rollout(env, policy, starts, config, generator)
         metrics = update(policy, optimizer, rollouts, config, generator)
-        if on_iteration is not None:
-            on_iteration(iteration, metrics | {"decisions": rollouts.decisions})
+        metrics |= {"decisions": rollouts.decisions}
+        if on_iteration is not None and on_iteration(iteration, metrics):
+            break

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fit import device_of
 from instructions import INSTRUCTIONS
 from policy import random_shift
 from vlm import TOKENS, read, small_llava, tokenize
@@ -56,6 +57,7 @@ class Reflector(nn.Module):
         self.vlm = small_llava(9, config.size, config.width, config.layers)
         self.head = nn.Linear(config.width, 1)
         self.register_buffer("threshold", torch.tensor(config.threshold))
+        self.register_buffer("platt", torch.tensor([1.0, 0.0]))  # slope and offset of the logits
 
     def logits(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """(B, 9, H, W) float in [-0.5, 0.5] (first, previous, current) and (B, L)
@@ -85,8 +87,13 @@ class Reflector(nn.Module):
     @torch.no_grad()
     def reward(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """R in [0, 1], (B,), for (B, 3, H, W, 3) uint8 frames (first, previous, current)
-        and tokens (B, L)."""
-        return torch.sigmoid(self.logits(stack_frames(frames), tokens))
+        and tokens (B, L), on any device.
+
+        R = sigmoid(a z + b), z the logits, (a, b) from `calibrate_probabilities` (1 and 0 before).
+        """
+        device = device_of(self)
+        logits = self.logits(stack_frames(frames.to(device)), tokens.to(device))
+        return torch.sigmoid(self.platt[0] * logits + self.platt[1])
 
     def description(self) -> dict:
         return {"config": asdict(self.config)}
@@ -107,10 +114,11 @@ def _augment(frames: torch.Tensor) -> torch.Tensor:
     """
     b = len(frames)
     frames = random_shift(frames, 2)
-    frames = frames + 0.04 * torch.rand(b, 1, 1, 1) * torch.randn_like(frames)
+    noise, blur, share, light = torch.rand(4, b, 1, 1, 1, device=frames.device)
+    frames = frames + 0.04 * noise * torch.randn_like(frames)
     blurred = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    mix = torch.rand(b, 1, 1, 1) * (torch.rand(b, 1, 1, 1) < 0.5)
-    return frames + mix * (blurred - frames) + 0.1 * (torch.rand(b, 1, 1, 1) - 0.5)
+    mix = blur * (share < 0.5)
+    return frames + mix * (blurred - frames) + 0.1 * (light - 0.5)
 
 
 def reflector_frames(images: np.ndarray, t: int) -> np.ndarray:
@@ -121,7 +129,11 @@ def reflector_frames(images: np.ndarray, t: int) -> np.ndarray:
 
 def frame_batches(episodes, batch: int, seed: int):
     """A `sample(step)` for fit.fit: frames of all episodes, tasks drawn evenly,
-    half of each batch successful frames."""
+    half of each batch successful frames.
+
+    Of the others the later of two draws is taken: it is near the end of an episode, by the goal,
+    that success is hard to tell; at the start nothing has happened yet.
+    """
     rng = np.random.default_rng(seed)
     tasks = sorted({episode.task for episode in episodes})
     pools = {
@@ -142,7 +154,8 @@ def frame_batches(episodes, batch: int, seed: int):
         for i in range(batch):
             task = tasks[rng.integers(len(tasks))]
             pool = pools[task, i % 2 == 1] or pools[task, False]
-            episode, t = pool[rng.integers(len(pool))]
+            draws = [pool[k] for k in rng.integers(len(pool), size=2)]
+            episode, t = draws[0] if i % 2 else max(draws, key=lambda drawn: drawn[1])
             frames.append(reflector_frames(episode.image, t))
             tokens.append(wordings[task][rng.integers(len(wordings[task]))])
             labels.append(float(episode.success[t]))
@@ -164,16 +177,42 @@ def judge_episodes(reflector: Reflector, episodes) -> list[np.ndarray]:
             np.stack([reflector_frames(episode.image, t) for t in range(1, len(episode) + 1)])
         )
         tokens = tokenize([episode.instruction]).expand(len(frames), TOKENS)
-        curves.append(reflector.reward(frames, tokens).numpy())
+        curves.append(reflector.reward(frames, tokens).cpu().numpy())
     return curves
 
 
-def calibrate(reflector: Reflector, episodes) -> float:
-    """Set the threshold to the eta in {0.5, 0.55, ... 0.95, 0.98} whose verdicts are right in most
-    held-out episodes (see `right_verdicts`); among equals the highest, which stops least."""
+def calibrate_probabilities(reflector: Reflector, episodes) -> None:
+    """Platt scaling on held-out episodes, real or dreamt:
+    R becomes the share of frames like this one that are successes.
+
+    (a, b) = argmin BCE(sigmoid(a z + b), y)
+
+    It undoes the balanced batches (half of their frames are successes, of an episode's few are) and
+    the overconfidence that comes of training on few episodes. Nothing changes where it cannot be
+    fitted: no success among the frames, no failure, or a slope that would turn the order around.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    reflector.platt.copy_(torch.tensor([1.0, 0.0]))
+    rewards = np.concatenate(judge_episodes(reflector, episodes)).astype(np.float64)
+    labels = np.concatenate([episode.success[1:] for episode in episodes])
+    if labels.min() == labels.max():
+        return
+    logits = torch.from_numpy(rewards).logit(eps=1e-7).numpy()[:, None]
+    fitted = LogisticRegression(C=1e3).fit(logits, labels)
+    slope, offset = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    if slope > 0:
+        reflector.platt.copy_(torch.tensor([slope, offset]))
+
+
+def calibrate(reflector: Reflector, episodes, allowed: float = 0.03) -> float:
+    """Set the threshold to the eta in {0.1, 0.15, ... 0.95, 0.98} whose verdicts are right in most
+    held-out episodes (see `right_verdicts`) among those that stop at most the share `allowed` of
+    them falsely; among equals the highest, which stops least; 0.98 if all stop more."""
     curves = judge_episodes(reflector, episodes)
-    grid = [*np.arange(0.5, 0.96, 0.05).tolist(), 0.98]
-    best = max(grid, key=lambda eta: (right_verdicts(curves, episodes, eta), eta))
+    grid = [*np.arange(0.1, 0.96, 0.05).tolist(), 0.98]
+    fit = [eta for eta in grid if false_stops(curves, episodes, eta) <= allowed] or [grid[-1]]
+    best = max(fit, key=lambda eta: (right_verdicts(curves, episodes, eta), eta))
     reflector.threshold.fill_(best)
     return best
 

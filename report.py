@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from demos import write_atomically
-from evaluate import TERMINATIONS
+from evaluate import TERMINATIONS, wilson
 from runs import Run
-from train import STAGES
+from train import stages_of
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 PACKAGES = ("torch", "diffusers", "transformers", "gymnasium", "metaworld", "mujoco", "numpy")
@@ -29,7 +29,10 @@ def write_report(run: Run) -> Path:
     if history:
         (run.folder / "pictures").mkdir(exist_ok=True)
         write_atomically(run.folder / "pictures" / "rl.png", rl_chart(history))
-    sections = [_title, _results, _cost, _ledger, _simulator, _reflector, _rl]
+    probes = run.stages.get("rl", {}).get("probes", [])
+    if probes:
+        write_atomically(run.folder / "pictures" / "gauge.png", gauge_chart(probes))
+    sections = [_title, _results, _cost, _ledger, _simulator, _reflector, _rl, _gauge]
     sections += [_pictures, _settings, _versions]
     path = run.folder / "report.md"
     written = ["\n".join(section(run)) for section in sections]  # "" where a stage has not run yet
@@ -49,7 +52,7 @@ def _title(run: Run) -> list[str]:
         "",
         f"{run.config.demos} demonstrations per task, seed {run.config.seed}, LOOP {where}.",
     ]
-    missing = [name for name in STAGES if name not in run.stages]
+    missing = [name for name in stages_of(run.config) if name not in run.stages]
     if missing:
         lines += ["", f"**Not finished** (the same command resumes): {', '.join(missing)}."]
     return lines
@@ -85,7 +88,7 @@ def _gains(results: dict) -> list[str]:
 
 
 def _cost(run: Run) -> list[str]:
-    done = [(name, run.stages[name]) for name in STAGES if name in run.stages]
+    done = [(name, run.stages[name]) for name in stages_of(run.config) if name in run.stages]
     if not done:
         return []
     rows = [
@@ -168,11 +171,42 @@ def _rl(run: Run) -> list[str]:
     return lines + ["![RL metrics over iterations](pictures/rl.png)"]
 
 
+def _gauge(run: Run) -> list[str]:
+    stage = run.stages.get("rl", {})
+    probes = stage.get("probes")
+    if not probes:
+        return []
+    rows = []
+    for probe in probes:
+        real, imagined = np.array(probe["real"], bool), np.array(probe["imagined"], bool)
+        shares = (imagined, real, imagined == real, imagined & ~real, ~imagined & real)
+        rows.append([str(probe["iteration"]), *(f"{share.mean():.0%}" for share in shares)])
+    header = [
+        "iterations",
+        "imagined success",
+        "real success",
+        "agreement",
+        "hallucinated",
+        "missed",
+    ]
+    lines = ["## Does the dream tell the truth?", "", *_table(header, rows), ""]
+    lines += [
+        f"The mean policy from the same {len(probes[0]['real'])} real starts in the dream and in "
+        "reality; hallucinated: success in the dream only; missed: in reality only. "
+        f"The policy after {stage['kept']} iterations was kept."
+    ]
+    if stage.get("warning"):
+        lines += ["", f"**{stage['warning']}.**"]
+    return lines + ["", "![Imagined and real success](pictures/gauge.png)"]
+
+
 def _pictures(run: Run) -> list[str]:
     names = sorted(
         path.name for path in (run.folder / "pictures").glob("*") if path.suffix in (".png", ".gif")
     )
-    stills = [name for name in names if name.endswith(".png") and name != "rl.png"]
+    stills = [
+        name for name in names if name.endswith(".png") and name not in ("rl.png", "gauge.png")
+    ]
     films = [name for name in names if name.endswith(".gif")]
     if not stills and not films:
         return []
@@ -248,6 +282,27 @@ def rl_chart(history: list[dict]) -> bytes:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if name not in ("return", "kl"):
             axes.set_ylim(-0.03, 1.03)
+    return _png(figure)
+
+
+def gauge_chart(probes: list[dict]) -> bytes:
+    """A PNG: imagined and real success of the mean policy over LOOP's iterations, with Wilson's
+    95 % intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    steps = np.array([probe["iteration"] for probe in probes])
+    for name, colour, style, aside in (("real", BLUE, "o-", -1), ("imagined", ORANGE, "s--", 1)):
+        rates = np.array([np.mean(probe[name]) for probe in probes])
+        ends = np.array([wilson(sum(probe[name]), len(probe[name])) for probe in probes])
+        errors = np.abs(ends.T - rates)
+        axes.errorbar(
+            steps + 0.05 * aside, rates, errors, fmt=style, color=colour, capsize=3, label=name
+        )
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="iteration of LOOP", ylabel="success of the mean policy", ylim=(-0.03, 1.03))
+    axes.legend(fontsize=8)
     return _png(figure)
 
 

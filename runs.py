@@ -47,8 +47,11 @@ class RunConfig:
     demos: int = 5  # expert demonstrations per task [paper]
     seed: int = 0
     slots: int = 256  # environments played side by side in RL (real or imagined)
-    exploration: int = 40  # exploration episodes per task; real interactions, counted in the ledger
+    exploration: int = 80  # exploration episodes per task; real interactions, counted in the ledger
     exploration_noise: float = 1.5  # times the policy's Laplace scale
+    extra_data: bool = True  # simulator and reflector learn from exploration too [paper's ablation]
+    rounds: int = 1  # explore, simulator, reflector, rl; again with the post-trained policy
+    round_exploration: int = 20  # exploration episodes per task of a round after the first
     test_starts: int = 50  # test starts per task in the evaluation stage
     rl_env: str = "dream"  # RL in the "dream" (the method) or "real" (the simulator-LOOP baseline)
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -60,15 +63,21 @@ class RunConfig:
             steps=1000, batch=32, learning_rate=8e-4, ema=0.99, bf16=True
         )
     )
+    own_rollouts_after: float = 0.2  # share of the simulator's steps before its first own rollouts
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)
     reflector_fit: FitConfig = field(
         default_factory=lambda: FitConfig(steps=700, learning_rate=7e-4, ema=0.99)
     )
     loop: LoopConfig = field(default_factory=LoopConfig)
+    probes: int = 10  # real starts a task at which the gauge compares dream and reality; 0: never
+    probe_every: int = 5  # iterations of LOOP between two of its looks
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", check_tasks(self.tasks))
-        for name in ("demos", "exploration", "test_starts", "slots"):
+        for name in (
+            "demos", "exploration", "round_exploration", "rounds", "test_starts", "slots",
+            "probe_every",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if not 0 <= self.seed < 100:
@@ -97,6 +106,9 @@ def preset(name: str) -> RunConfig:
             demos=2,
             slots=8,
             exploration=2,
+            round_exploration=1,
+            probes=1,
+            probe_every=1,
             test_starts=2,
             policy=PolicyConfig(width=16, hidden=64),
             sft=FitConfig(steps=40, batch=16),
@@ -199,10 +211,10 @@ def _first_difference(saved, expected) -> str:
 
 
 class Run:
-    """A run folder that is open for work."""
+    """A run folder that is open for work; `device` is where its parts compute."""
 
-    def __init__(self, folder: Path, config: RunConfig):
-        self.folder, self.config = Path(folder), config
+    def __init__(self, folder: Path, config: RunConfig, device: str = "cpu"):
+        self.folder, self.config, self.device = Path(folder), config, device
         self.stages: dict[str, dict] = {}
         path = self.folder / "stages.json"
         if path.is_file():
@@ -214,7 +226,7 @@ class Run:
                 ) from error
 
     @classmethod
-    def create(cls, folder: Path, config: RunConfig) -> Run:
+    def create(cls, folder: Path, config: RunConfig, device: str = "cpu") -> Run:
         """Open a folder for `config`: a new one,
         or one that was begun with the very same settings."""
         folder = Path(folder)
@@ -234,10 +246,10 @@ class Run:
                 raise BadRun(f"{folder} is not empty and not a run folder; choose another --out")
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, config_to_json(config).encode())
-        return cls(folder, config)
+        return cls(folder, config, device)
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: Path, device: str = "cpu") -> Run:
         """Open an existing run folder to read it."""
         path = Path(folder) / "config.json"
         if not path.is_file():
@@ -245,14 +257,16 @@ class Run:
                 f"{folder}: not a run folder (no config.json); "
                 f"make one with: python cli.py train --out {folder}"
             )
-        return cls(Path(folder), config_from_json(path.read_text()))
+        return cls(Path(folder), config_from_json(path.read_text()), device)
 
-    def finish_stage(self, name: str, seconds: float, result: dict) -> None:
+    def finish_stage(self, name: str, seconds: float, cpu: float, result: dict) -> None:
+        """Record a stage as done: what it gave, its seconds and its processor seconds."""
         from evaluate import peak_memory_gib
 
         # The stage's own time goes last: the result of a fit brings a "seconds" too,
         # that of its steps alone.
         entry = {**result, "seconds": round(seconds, 1), "peak_gib": round(peak_memory_gib(), 2)}
+        entry["ledger"] = {**result.get("ledger", {}), "cpu_seconds": round(cpu)}
         self.stages[name] = entry
         write_atomically(self.folder / "stages.json", json.dumps(self.stages, indent=1).encode())
 
@@ -280,16 +294,16 @@ class Run:
 
     def policy(self, name: str = "policy") -> Policy:
         """The policy "sft" or "policy" (post-trained) from its checkpoint."""
-        part = Policy(self.config.policy)
+        part = Policy(self.config.policy).to(self.device)
         load_part(self.checkpoint(name), part, asdict(self.config.policy))
         return part
 
     def simulator(self, camera: Camera) -> Simulator:
-        part = Simulator(self.config.simulator, camera)
+        part = Simulator(self.config.simulator, camera).to(self.device)
         load_part(self.checkpoint("simulator"), part, part.description())
         return part
 
     def reflector(self) -> Reflector:
-        part = Reflector(self.config.reflector)
+        part = Reflector(self.config.reflector).to(self.device)
         load_part(self.checkpoint("reflector"), part, part.description())
         return part

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from camera import Camera
-from fit import bf16_autocast
+from fit import bf16_autocast, device_of
 from tasks import ACTION_DIM, STATE_DIM
 
 MEMORY = 4  # M: the current frame, the one before, the one half-way back, and the first
@@ -49,6 +49,8 @@ class SimulatorConfig:
     sampling_steps: int = 1  # denoising steps per frame, 1-4
     change_scale: float = 4.0  # multiplies the change between frames: its spread is then near 1
     moving_weight: float = 10.0  # extra weight of pixels that change by more than 5 % of the range
+    contact_weight: float = 0.0  # multiplies it near the hand: what moves there may be an object
+    noisiest: float = 0.9  # share of training rows at the noisiest time, where one step samples
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= 50:
@@ -100,6 +102,9 @@ class Simulator(nn.Module):
             + ("CrossAttnDownBlock2D",) * (len(config.channels) - 1),
             up_block_types=("CrossAttnUpBlock2D",) * (len(config.channels) - 1) + ("UpBlock2D",),
             layers_per_block=1,
+            # Folding has brought the neighbours together already: 1 x 1 saves a sixth of the work.
+            conv_in_kernel=1,
+            conv_out_kernel=1,
             attention_head_dim=4,  # diffusers' name for the number of heads
             norm_num_groups=16,
             cross_attention_dim=ReferenceEncoder.dim,
@@ -137,7 +142,7 @@ class Simulator(nn.Module):
         inputs = torch.cat([_kinematic_inputs(*_transitions(e)) for e in episodes]).double()
         targets = np.concatenate([e.state[1:] for e in episodes])
         weights = torch.linalg.lstsq(inputs, torch.from_numpy(targets).double()).solution
-        self.kinematics.copy_(weights.float())
+        self.kinematics.copy_(weights)
         self.state_low.copy_(torch.from_numpy(targets.min(0)))
         self.state_high.copy_(torch.from_numpy(targets.max(0)))
         error = (inputs @ weights).numpy()[:, :3] - targets[:, :3]
@@ -148,8 +153,9 @@ class Simulator(nn.Module):
     ) -> torch.Tensor:
         """State s_t and previous state s_{t-1} (B, S), chunk (B, K, A) -> s_{t+1} (B, S),
         kept inside the range of states that were ever seen."""
-        predicted = _kinematic_inputs(state, previous, action) @ self.kinematics
-        return predicted.clamp(self.state_low, self.state_high)
+        device = self.kinematics.device
+        inputs = _kinematic_inputs(state.to(device), previous.to(device), action.to(device))
+        return (inputs @ self.kinematics).clamp(self.state_low, self.state_high)
 
     # -- conditions
 
@@ -160,17 +166,19 @@ class Simulator(nn.Module):
         exp(-d^2 / (2 sigma^2)), sigma = 2 pixels at 64.
         Channels: current position; next position; next position times the gripper's opening.
         """
-        size = self.config.size
-        sigma = 2.0 * size / 64
-        grid = torch.arange(size, dtype=torch.float32) + 0.5  # pixel centres
-        maps = []
-        for pose in (state, next_state):
-            pixel = torch.from_numpy(self.camera.project(pose[:, :3].numpy()))  # (B, 2) column, row
-            across = torch.exp(-((grid[None] - pixel[:, :1]) ** 2) / (2 * sigma**2))  # (B, W)
-            down = torch.exp(-((grid[None] - pixel[:, 1:]) ** 2) / (2 * sigma**2))  # (B, H)
-            maps.append(down[:, :, None] * across[:, None, :])
+        now, following = self._marker(state, 2.0), self._marker(next_state, 2.0)
         opening = next_state[:, 3].clamp(0, 1)[:, None, None]
-        return torch.stack([maps[0], maps[1], maps[1] * opening], dim=1)
+        return torch.stack([now, following, following * opening], dim=1)
+
+    def _marker(self, state: torch.Tensor, sigma: float) -> torch.Tensor:
+        """(B, H, W) in [0, 1]: a blob at the hand, `sigma` pixels wide (of 64)."""
+        sigma = sigma * self.config.size / 64
+        # Pixel centres, and where the hand is seen: (B, 2) column, row.
+        grid = torch.arange(self.config.size, dtype=torch.float32, device=state.device) + 0.5
+        pixel = torch.from_numpy(self.camera.project(state[:, :3].cpu().numpy())).to(state.device)
+        across = torch.exp(-((grid[None] - pixel[:, :1]) ** 2) / (2 * sigma**2))  # (B, W)
+        down = torch.exp(-((grid[None] - pixel[:, 1:]) ** 2) / (2 * sigma**2))  # (B, H)
+        return down[:, :, None] * across[:, None, :]
 
     def _denoise(self, noisy, time, memory, state, next_state, action, tokens) -> torch.Tensor:
         """The U-Net's guess of x_0 from the folded noisy change, (B, 3FF, h, w) both, at time (B,).
@@ -205,7 +213,7 @@ class Simulator(nn.Module):
     def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
         """First frame (B, 3, H, W) float -> cross-attention tokens (B, tokens, 64);
         computed once per episode."""
-        return self.reference(first)
+        return self.reference(first.to(device_of(self)))
 
     # -- training
 
@@ -215,29 +223,33 @@ class Simulator(nn.Module):
 
         x_0 = c * (o_{t+1} - o_t),   x_tau = sqrt(abar_tau) x_0 + sqrt(1 - abar_tau) eps
         loss = mean( w * (x_0 - f(x_tau, tau, conditions))^2 ),
-               w = 1 + moving_weight where |o_{t+1} - o_t| > 5 %
+               w = 1 + moving_weight * (1 + contact_weight * near) where |o_{t+1} - o_t| > 5 %
+
+        near = exp(-d^2 / (2 sigma^2)), d the distance to the hand in the picture, sigma = 8 pixels.
         """
         memory, following = _to_float(batch["memory"]), _to_float(batch["next"])
         change = following - memory[:, 0]
         target = F.pixel_unshuffle(self.config.change_scale * change, self.config.fold)
-        # Half of the batch at the noisiest time, where one-step sampling lives; the rest anywhere.
+        # Most of the batch at the noisiest time, where one-step sampling lives; the rest anywhere.
         # There x_tau is nothing but noise, and its mean, 0, says as much: no noise to see through.
         b = len(target)
-        time = torch.randint(0, 1000, (b,))
-        time[: b // 2] = 999
+        time = torch.randint(0, 1000, (b,), device=target.device)
+        noisiest = round(self.config.noisiest * b)
+        time[:noisiest] = 999
         noise = torch.randn_like(target)
-        noise[: b // 2] = 0
+        noise[:noisiest] = 0
         noisy = self.scheduler.add_noise(target, noise, time)
         if self.training:  # imagined memories are never perfect: train on slightly wrong ones
-            memory = memory + 0.04 * (torch.rand_like(memory) - 0.5) * torch.rand(b, 1, 1, 1, 1)
+            amount = 0.04 * torch.rand(b, 1, 1, 1, 1, device=memory.device)
+            memory = memory + amount * (torch.rand_like(memory) - 0.5)
         tokens = self.reference_tokens(memory[:, -1])
         predicted = self._denoise(
             noisy, time, memory, batch["state"], batch["next_state"], batch["action"], tokens
         )
-        moving = F.pixel_unshuffle(
-            (change.abs().amax(1, keepdim=True) > 0.05).float().expand_as(change), self.config.fold
-        )
-        weight = 1 + self.config.moving_weight * moving
+        moving = (change.abs().amax(1, keepdim=True) > 0.05).float()
+        near = self._marker(batch["next_state"], 8.0)[:, None]
+        weight = 1 + self.config.moving_weight * moving * (1 + self.config.contact_weight * near)
+        weight = F.pixel_unshuffle(weight.expand_as(change), self.config.fold)
         loss = (weight * (predicted - target) ** 2).mean()
         return loss, {}
 
@@ -250,18 +262,20 @@ class Simulator(nn.Module):
         """Imagine o_{t+1}.
 
         memory: (B, M, H, W, 3) uint8, newest first (see `memory_indices`);
-        state, next_state: (B, S); action: (B, K, A).
+        state, next_state: (B, S); action: (B, K, A); all on any device.
         Returns (B, H, W, 3) uint8. Sampling starts from the mean of the noise, so that one step is
         deterministic; with more steps DDIM (eta = 1) draws fresh noise in between.
         """
-        memory = _to_float(memory)
+        device = device_of(self)
+        memory = _to_float(memory.to(device))
+        state, next_state, action = (x.to(device) for x in (state, next_state, action))
         if tokens is None:
             tokens = self.reference_tokens(memory[:, -1])
         b, side = len(memory), self.config.size // self.config.fold
-        x = torch.zeros((b, 3 * self.config.fold**2, side, side))
+        x = torch.zeros((b, 3 * self.config.fold**2, side, side), device=device)
         self.scheduler.set_timesteps(self.config.sampling_steps)
         for time in self.scheduler.timesteps:
-            with bf16_autocast():
+            with bf16_autocast(device):
                 predicted = self._denoise(x, time, memory, state, next_state, action, tokens)
             x = self.scheduler.step(predicted, time, x, eta=1.0, generator=generator).prev_sample
         change = F.pixel_shuffle(x, self.config.fold) / self.config.change_scale
@@ -285,7 +299,7 @@ def _to_float(image: torch.Tensor) -> torch.Tensor:
 
 
 def _kinematic_inputs(state, previous, action) -> torch.Tensor:
-    ones = torch.ones(len(state), 1, dtype=state.dtype)
+    ones = torch.ones(len(state), 1, dtype=state.dtype, device=state.device)
     return torch.cat([state, state - previous, action.flatten(1), ones], dim=1)
 
 
@@ -295,26 +309,36 @@ def _transitions(episode) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tuple(torch.from_numpy(x) for x in (episode.state[:-1], previous, episode.action))
 
 
-def transition_batches(episodes, batch: int, seed: int):
+def transition_batches(episodes, batch: int, seed: int, own_rollouts=None):
     """A `sample(step)` for fit.fit: transitions of all episodes, tasks drawn evenly;
-    frames stay uint8 until used."""
+    frames stay uint8 until used.
+
+    own_rollouts(step): a list of (dream, real, begin), see dreams.OwnRollouts; if there are any,
+    half of the rows remember dreamt frames and states, and are asked for the real next frame.
+    """
     rng = np.random.default_rng(seed)
     tasks = sorted({episode.task for episode in episodes})
     index = {
-        task: [(e, t) for e in episodes if e.task == task for t in range(len(e))] for task in tasks
+        task: [(e, e, t) for e in episodes if e.task == task for t in range(len(e))]
+        for task in tasks
     }
 
     def sample(step: int) -> dict[str, torch.Tensor]:
+        dreams = own_rollouts(step) if own_rollouts is not None else []
         picks = []
-        for _ in range(batch):
-            pairs = index[tasks[rng.integers(len(tasks))]]
-            picks.append(pairs[rng.integers(len(pairs))])
+        for i in range(batch):
+            if dreams and i % 2:
+                seen, real, begin = dreams[rng.integers(len(dreams))]
+                picks.append((seen, real, int(rng.integers(begin, len(real)))))
+            else:
+                rows = index[tasks[rng.integers(len(tasks))]]
+                picks.append(rows[rng.integers(len(rows))])
         arrays = {
-            "memory": np.stack([e.image[memory_indices(t)] for e, t in picks]),
-            "next": np.stack([e.image[t + 1] for e, t in picks]),
-            "state": np.stack([e.state[t] for e, t in picks]),
-            "next_state": np.stack([e.state[t + 1] for e, t in picks]),
-            "action": np.stack([e.action[t] for e, t in picks]),
+            "memory": np.stack([seen.image[memory_indices(t)] for seen, _, t in picks]),
+            "next": np.stack([real.image[t + 1] for _, real, t in picks]),
+            "state": np.stack([seen.state[t] for seen, _, t in picks]),
+            "next_state": np.stack([seen.state[t + 1] for seen, _, t in picks]),
+            "action": np.stack([real.action[t] for _, real, t in picks]),
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

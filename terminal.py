@@ -195,7 +195,7 @@ class StageDisplay:
     def progress(self, stage: str, step: int, steps: int, metrics: dict) -> None:
         """Step `step` (from 0) of `steps` of a stage is done."""
         self.bars.update(self.bar, completed=step + 1, total=steps)
-        if stage == "rl":
+        if stage.startswith("rl"):
             self.line(rl_line(step, steps, metrics))
             return
         if step % max(1, steps // 50) == 0 or step == steps - 1:

@@ -10,6 +10,9 @@ each reads what the earlier ones left in the run folder and leaves its own.
     6 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
     7 evaluate   real success on test starts: SFT and post-trained policy, three terminations
 
+With `--rounds 2` or more, 3 to 6 come again before 7: the post-trained policy collects a counted
+number of new episodes, simulator and reflector go on learning from all of them, and so does LOOP.
+
 A stage that is finished is skipped, so a run that was killed goes on where it stopped.
 """
 
@@ -19,32 +22,36 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 
 import demos
+from camera import Camera
 from demos import Episode, play
+from dreams import OwnRollouts, dream_along
 from evaluate import (
-    calibrate,
-    dream_along,
+    cpu_seconds,
     evaluate,
     judge_terminations,
     reflector_card,
     simulator_card,
     test_starts,
 )
-from fit import fit
+from fit import FitConfig, fit
+from gauge import PROBE_STARTS, Gauge, probe_starts
 from policy import Policy, imitation_batches
 from ppo import Explorer, loop, no_signal
-from reflector import Reflector, frame_batches
+from reflector import Reflector, calibrate, calibrate_probabilities, frame_batches
 from runs import Run, RunConfig, save_part
 from simulator import Simulator, transition_batches
 from tasks import SPLITS, Start, VecRealEnv
 from worldenv import WorldEnv, start_frames
 
 STAGES = ("demos", "sft", "explore", "simulator", "reflector", "rl", "evaluate")
+ROUND = ("explore", "simulator", "reflector", "rl")  # what `--rounds` repeats
+OWN_ROLLOUTS = 16  # dreams that are added at a time while the simulator trains
 EXPLORATION_ROLLOUTS_AFTER_SUCCESS = 3  # decisions, so that the reflector sees frames after success
 
 
@@ -69,23 +76,34 @@ def train(
         "evaluate": stage_evaluate,
     }
     with RealWorkers(run.config) as real:
-        for name in stages_of(run.config):
+        for position, name in enumerate(stages_of(run.config)):
             if name in run.stages:
                 say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
             else:
-                torch.manual_seed(run.config.seed * 1000 + STAGES.index(name))
-                started = time.time()
-                result = stages[name](run, real, lambda *a, name=name: progress(name, *a))
-                run.finish_stage(name, time.time() - started, result)
+                torch.manual_seed(run.config.seed * 1000 + position)
+                started, used = time.time(), cpu_seconds()
+                stage, number = round_of(name)
+                arguments = (run, real, lambda *a, name=name: progress(name, *a))
+                result = stages[stage](*arguments, *([number] if stage in ROUND else []))
+                run.finish_stage(name, time.time() - started, cpu_seconds() - used, result)
                 say(f"{name}: {result['line']} ({time.time() - started:.0f} s)")
             if name == until:
                 break
 
 
 def stages_of(config: RunConfig) -> tuple[str, ...]:
-    """The stages of a run: RL in the real simulator (the baseline)
-    needs no exploration, simulator or reflector."""
-    return STAGES if config.rl_env == "dream" else ("demos", "sft", "rl", "evaluate")
+    """The stages of a run, in order. RL in the real simulator (the baseline) needs no exploration,
+    simulator or reflector; rounds from the second on repeat the four of ROUND: explore_2, ..."""
+    if config.rl_env == "real":
+        return ("demos", "sft", "rl", "evaluate")
+    more = [f"{name}_{number}" for number in range(2, config.rounds + 1) for name in ROUND]
+    return (*STAGES[:-1], *more, STAGES[-1])
+
+
+def round_of(name: str) -> tuple[str, int]:
+    """ "explore_2" -> ("explore", 2); "explore" -> ("explore", 1)."""
+    stage, _, number = name.partition("_")
+    return stage, int(number or 1)
 
 
 class RealWorkers:
@@ -123,11 +141,11 @@ def _offset(config: RunConfig) -> int:
     return config.seed * 1000
 
 
-def sources(run: Run) -> tuple[list[Episode], list[Episode]]:
-    """(demonstrations, exploration episodes) of the run."""
-    episodes, _, _ = demos.load(run.episodes_folder, run.config.env, run.config.tasks)
+def sources(run: Run) -> tuple[list[Episode], list[Episode], Camera]:
+    """(demonstrations, exploration episodes, the camera that saw them) of the run."""
+    episodes, _, camera = demos.load(run.episodes_folder, run.config.env, run.config.tasks)
     by_source = {s: [e for e in episodes if e.source == s] for s in ("expert", "exploration")}
-    return by_source["expert"], by_source["exploration"]
+    return by_source["expert"], by_source["exploration"], camera
 
 
 def held_out(episodes: list[Episode]) -> tuple[list[Episode], list[Episode]]:
@@ -161,8 +179,8 @@ def stage_demos(run: Run, real: RealWorkers, progress) -> dict:
 def stage_sft(run: Run, real: RealWorkers, progress) -> dict:
     """Imitation of the demonstrations; leaves the checkpoint "sft"."""
     config = run.config
-    demonstrations, _ = sources(run)
-    policy = Policy(config.policy)
+    demonstrations, _, _ = sources(run)
+    policy = Policy(config.policy).to(run.device)
     policy.set_state_statistics(np.concatenate([e.state for e in demonstrations]))
     sample = imitation_batches(demonstrations, config.sft.batch, config.seed)
     result = fit(policy, sample, config.sft, lambda s, loss, m: progress(s, config.sft.steps, m))
@@ -170,20 +188,24 @@ def stage_sft(run: Run, real: RealWorkers, progress) -> dict:
     return {"line": f"L1 error {result['l1']:.3f}, mean scale {result['scale']:.3f}", **result}
 
 
-def stage_explore(run: Run, real: RealWorkers, progress) -> dict:
-    """The noisy SFT policy plays real episodes;
+def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
+    """The noisy SFT policy (in later rounds the post-trained one) plays real episodes;
     adds them, successes and failures, to the folder."""
     config = run.config
-    policy = run.policy("sft")
-    demonstrations, old = sources(run)
-    if old:  # left by a run that was killed inside this stage: begin again
-        for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[
-            len(demonstrations) :
-        ]:
-            path.unlink()
-    generator = torch.Generator().manual_seed(config.seed)
+    policy = run.policy("sft" if number == 1 else "policy")
+    earlier = len(config.tasks) * config.demos + sum(
+        stage["ledger"]["exploration_episodes"]
+        for name, stage in run.stages.items()
+        if round_of(name)[0] == "explore"
+    )
+    # More than that was left by a run that was killed inside this stage: begin again.
+    for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[earlier:]:
+        path.unlink()
+    generator = torch.Generator().manual_seed(100 * config.seed + number)
     explorer = Explorer(policy, config.exploration_noise, False, generator)
-    starts = test_starts(config.tasks, config.exploration, "explore", _offset(config))
+    count = config.exploration if number == 1 else config.round_exploration
+    used = 0 if number == 1 else config.exploration + (number - 2) * config.round_exploration
+    starts = test_starts(config.tasks, count, "explore", _offset(config) + used)
     episodes = play(
         real.open(), starts, explorer.act, "exploration", EXPLORATION_ROLLOUTS_AFTER_SUCCESS,
         lambda running: explorer.rows.clear(),
@@ -201,24 +223,33 @@ def stage_explore(run: Run, real: RealWorkers, progress) -> dict:
     }
 
 
-def stage_simulator(run: Run, real: RealWorkers, progress) -> dict:
-    """Fits kinematics and next frames; measured on held-out episodes;
-    leaves checkpoint and strips."""
+def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
+    """Fits kinematics and next frames (in later rounds it goes on from where it was);
+    measured on held-out episodes; leaves checkpoint and strips."""
     config = run.config
-    demonstrations, exploration = sources(run)
+    demonstrations, exploration, camera = sources(run)
     training, kept = held_out(exploration)
-    _, _, cam = demos.load(run.episodes_folder)
-    simulator = Simulator(config.simulator, cam)
+    training = training if config.extra_data else []
+    if number == 1:
+        simulator, settings = Simulator(config.simulator, camera), config.simulator_fit
+        untrained = int(config.own_rollouts_after * settings.steps)
+    else:
+        simulator, settings = run.simulator(camera), _refresh(config.simulator_fit)
+        untrained = 0
+    simulator.to(run.device)
     millimetres = simulator.fit_kinematics(demonstrations + training)
-    settings = config.simulator_fit
-    sample = transition_batches(demonstrations + training, settings.batch, config.seed)
+    world = open_loop(run, simulator, OWN_ROLLOUTS)
+    own_rollouts = OwnRollouts(
+        world, demonstrations + training, untrained, seed=config.seed + number
+    )
+    sample = transition_batches(
+        demonstrations + training, settings.batch, config.seed, own_rollouts
+    )
     result = fit(simulator, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
     save_part(run.checkpoint("simulator"), simulator, simulator.description())
-    world = WorldEnv(
-        simulator, _NoReflector(), start_frames(kept), len(kept), config.env, config.seed
-    )
-    card = simulator_card(world, kept)
-    _dream_strips(run, world, kept)
+    judged = open_loop(run, simulator, len(kept))
+    card = simulator_card(judged, kept)
+    _dream_strips(run, judged, kept)
     line = (
         f"open-loop PSNR {card['sim_psnr_1']:.1f} / {card['sim_psnr_5']:.1f} / "
         f"{card['sim_psnr_last']:.1f} dB after 1 / 5 / all decisions "
@@ -226,7 +257,18 @@ def stage_simulator(run: Run, real: RealWorkers, progress) -> dict:
         f"{card['copy_psnr_last']:.1f}), "
         f"kinematics {millimetres:.1f} mm"
     )
-    return {"line": line, "kinematics_mm": millimetres, **result, **card}
+    ledger = {"imagined_frames": world.imagined_frames + judged.imagined_frames}
+    return {"line": line, "kinematics_mm": millimetres, "ledger": ledger, **result, **card}
+
+
+def _refresh(fit: FitConfig) -> FitConfig:
+    """In later rounds: a third of the steps at half the rate."""
+    return replace(fit, steps=max(1, fit.steps // 3), learning_rate=fit.learning_rate / 2)
+
+
+def open_loop(run: Run, simulator: Simulator, slots: int) -> WorldEnv:
+    """A dream for `dream_along`: it continues real episodes, and nothing stops it."""
+    return WorldEnv(simulator, _NoReflector(), {}, slots, run.config.env, run.config.seed)
 
 
 class _NoReflector:
@@ -244,25 +286,34 @@ def _dream_strips(run: Run, world: WorldEnv, episodes: list[Episode]) -> None:
     first = [next((e for e in episodes if e.task == task), None) for task in run.config.tasks]
     chosen = [e for e in first if e is not None]
     for episode, dream in zip(chosen, dream_along(world, chosen), strict=True):
-        both = np.concatenate([episode.image, dream], axis=1)  # (T+1, 2H, W, 3)
+        both = np.concatenate([episode.image, dream.image], axis=1)  # (T+1, 2H, W, 3)
         picks = np.linspace(0, len(both) - 1, 10).round().astype(int)
         strip = np.concatenate(list(both[picks]), axis=1)
         path = run.folder / "pictures" / f"dream_{episode.task}"
         demos.write_png(path.with_suffix(".png"), strip.repeat(2, axis=0).repeat(2, axis=1))
-        demos.write_film(path.with_suffix(".gif"), np.concatenate([episode.image, dream], axis=2))
+        demos.write_film(
+            path.with_suffix(".gif"), np.concatenate([episode.image, dream.image], axis=2)
+        )
 
 
-def stage_reflector(run: Run, real: RealWorkers, progress) -> dict:
-    """Trains on one part of the episodes, calibrates the stop on a second,
-    is measured on a third."""
+def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
+    """Trains on one part of the episodes and on dreams of them, calibrates on a second,
+    is measured on a third (in later rounds it goes on from where it was)."""
     config = run.config
-    demonstrations, exploration = sources(run)
+    demonstrations, exploration, camera = sources(run)
     training, kept = held_out(exploration)
-    fitted, calibration = held_out(training)
-    settings = config.reflector_fit
-    reflector = Reflector(config.reflector)
-    sample = frame_batches(demonstrations + fitted, settings.batch, config.seed)
+    fitted, calibration = held_out(training) if config.extra_data else ([], demonstrations)
+    if number == 1:
+        reflector, settings = Reflector(config.reflector), config.reflector_fit
+    else:
+        reflector, settings = run.reflector(), _refresh(config.reflector_fit)
+    reflector.to(run.device)
+    world = open_loop(run, run.simulator(camera), OWN_ROLLOUTS)
+    dreams = dream_along(world, fitted or demonstrations)
+    sample = frame_batches(demonstrations + fitted + dreams, settings.batch, config.seed)
     result = fit(reflector, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
+    calibration = calibration + dream_along(world, calibration)
+    calibrate_probabilities(reflector, calibration)
     calibrate(reflector, calibration)
     save_part(run.checkpoint("reflector"), reflector, reflector.description())
     card = reflector_card(reflector, kept)
@@ -271,70 +322,89 @@ def stage_reflector(run: Run, real: RealWorkers, progress) -> dict:
         f"false stops in {card['reflector_false_stops']:.0%} of episodes, "
         f"recall {card['recall_at_success']:.0%}, threshold {card['threshold']:.2f}"
     )
-    return {"line": line, **result, **card}
+    return {"line": line, "ledger": {"imagined_frames": world.imagined_frames}, **result, **card}
 
 
-def stage_rl(run: Run, real: RealWorkers, progress) -> dict:
-    """LOOP from the SFT policy, in the dream or in reality; leaves the checkpoint "policy"."""
+def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
+    """LOOP from the SFT policy (in later rounds from the post-trained one), in the dream or in
+    reality; leaves the checkpoint "policy"."""
     config = run.config
-    demonstrations, exploration = sources(run)
-    policy = run.policy("sft")
-    rng = np.random.default_rng(config.seed)
+    policy = run.policy("sft" if number == 1 else "policy")
+    gauge = None
     if config.rl_env == "real":
-        env = real.open()
-
-        def draw(iteration: int, groups: int) -> list[Start]:
-            seeds = rng.integers(SPLITS["rl"].start, SPLITS["rl"].stop, groups)
-            return [Start(config.tasks[i % len(config.tasks)], int(s)) for i, s in enumerate(seeds)]
+        env, draw = real.open(), _real_starts(config)
     else:
-        known = start_frames(demonstrations + exploration)
-        by_task = {task: [s for s in known if s.task == task] for task in config.tasks}
-        env = WorldEnv(
-            run.simulator(_camera_of(run)),
-            run.reflector(),
-            known,
-            config.slots,
-            config.env,
-            config.seed,
-        )
-
-        def draw(iteration: int, groups: int) -> list[Start]:
-            tasks = [config.tasks[i % len(config.tasks)] for i in range(groups)]
-            return [by_task[t][rng.integers(len(by_task[t]))] for t in tasks]
+        demonstrations, exploration, camera = sources(run)
+        parts = run.simulator(camera), run.reflector()
+        known = start_frames(demonstrations + (exploration if config.extra_data else []))
+        env = WorldEnv(*parts, known, config.slots, config.env, config.seed)
+        draw = _known_starts(config, known)
+        if config.probes:
+            starts = probe_starts(config.tasks, config.probes, config.seed)
+            gauge = Gauge(*parts, real.open(), starts, config.env, config.probe_every)
+            gauge.look(policy, 0)
+            run.log(stage="rl", round=number, warning=gauge.warning())
 
     history: list[dict] = []
 
-    def on_iteration(iteration: int, metrics: dict) -> None:
+    def on_iteration(iteration: int, metrics: dict) -> bool:
         history.append(metrics)
-        run.log(stage="rl", iteration=iteration, **metrics, warning=no_signal(metrics))
+        run.log(
+            stage="rl", round=number, iteration=iteration, **metrics, warning=no_signal(metrics)
+        )
         progress(iteration, config.loop.iterations, metrics)
+        return gauge is not None and gauge.look(policy, iteration + 1)
 
     started = time.time()
-    loop(env, policy, draw, config.loop, config.seed, on_iteration)
+    loop(env, policy, draw, config.loop, 100 * config.seed + number, on_iteration)
+    seconds = time.time() - started
+    result = {"history": [_finite(h) for h in history], "kept": len(history)}
+    if gauge is not None:
+        result |= {"kept": gauge.restore(policy), "probes": gauge.probes}
+        result["warning"] = gauge.warning()
     save_part(run.checkpoint("policy"), policy, asdict(config.policy))
-    if config.rl_env == "real":
-        spent = real.count()
-        ledger = {"rl_real_episodes": spent["real_episodes"], "rl_real_steps": spent["real_steps"]}
-    else:
-        ledger = {"imagined_frames": env.imagined_frames}
+    spent = real.count()
     first, last = history[0], history[-1]
     line = (
-        f"{config.loop.iterations} iterations in the {config.rl_env}: "
+        f"{len(history)} iterations in the {config.rl_env}, kept after {result['kept']}: "
         f"success of the rollouts {first['success']:.2f} -> {last['success']:.2f}; "
-        f"{sum(h['decisions'] for h in history) / (time.time() - started):.0f} decisions/s"
+        f"{sum(h['decisions'] for h in history) / seconds:.0f} decisions/s"
     )
-    return {"line": line, "ledger": ledger, "history": [_finite(h) for h in history]}
+    who = "rl" if config.rl_env == "real" else "gauge"
+    line += f"; {result['warning']}" if result.get("warning") else ""
+    ledger = {f"{who}_episodes": spent["real_episodes"], f"{who}_steps": spent["real_steps"]}
+    if config.rl_env == "dream":
+        ledger["imagined_frames"] = env.imagined_frames + (gauge.imagined_frames if gauge else 0)
+    return {"line": line, "ledger": ledger, **result}
+
+
+def _real_starts(config: RunConfig):
+    """draw(iteration, G): new real starts, the tasks in turn."""
+    rng = np.random.default_rng(config.seed)
+
+    def draw(iteration: int, groups: int) -> list[Start]:
+        seeds = rng.integers(SPLITS["rl"].start, SPLITS["rl"].stop - PROBE_STARTS, groups)
+        return [Start(config.tasks[i % len(config.tasks)], int(s)) for i, s in enumerate(seeds)]
+
+    return draw
+
+
+def _known_starts(config: RunConfig, known: dict):
+    """draw(iteration, G): starts whose first real frame is known, the tasks in turn."""
+    rng = np.random.default_rng([config.seed, len(known)])  # other draws in other rounds
+    by_task = {task: [start for start in known if start.task == task] for task in config.tasks}
+
+    def draw(iteration: int, groups: int) -> list[Start]:
+        tasks = [config.tasks[i % len(config.tasks)] for i in range(groups)]
+        return [by_task[task][rng.integers(len(by_task[task]))] for task in tasks]
+
+    return draw
 
 
 def _finite(metrics: dict) -> dict:
     return {
         k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()
     }
-
-
-def _camera_of(run: Run):
-    _, _, cam = demos.load(run.episodes_folder)
-    return cam
 
 
 def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:

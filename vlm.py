@@ -111,7 +111,8 @@ def read(llava, picture: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     # The prompt: padding, image placeholders, instruction. All padding goes to the very left:
     # the last token is then always a word, and the distance from image to words (rotary
     # positions) does not depend on the padding.
-    ids = torch.cat([torch.full((len(tokens), patches), IMAGE_TOKEN), tokens], dim=1)
+    placeholders = torch.full((len(tokens), patches), IMAGE_TOKEN, device=tokens.device)
+    ids = torch.cat([placeholders, tokens], dim=1)
     ids = ids.gather(1, (ids > 0).long().argsort(dim=1, stable=True))
     mask = (ids > 0).long()
     hidden = llava(

@@ -150,8 +150,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             self.generator,
         )
         self._time[on] += 1
-        self._history[on, self._time[on]] = frame.numpy()
-        self._previous[on], self._states[on] = self._states[on], next_state.numpy()
+        self._history[on, self._time[on]] = frame.cpu().numpy()
+        self._previous[on], self._states[on] = self._states[on], next_state.cpu().numpy()
 
     def _judge(self, on: np.ndarray) -> np.ndarray:
         """R for the slots `on`, (n,) float32: the reflector reads
@@ -160,7 +160,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         frames = np.stack(
             [self._history[on, 0], self._history[on, time - 1], self._history[on, time]], axis=1
         )
-        return self.reflector.reward(torch.from_numpy(frames), self._tokens[on]).numpy()
+        return self.reflector.reward(torch.from_numpy(frames), self._tokens[on]).cpu().numpy()
 
     # -- a dream can be continued from any of its moments, any number of times:
     # branching rollouts live on this.

@@ -162,7 +162,7 @@ def test_options_of_train_reach_the_settings():
         ("train --iterations 0", ["got 0", "1 or more"]),
         ("train --until lunch", ["'lunch'", "simulator"]),
         ("train --device toaster", ["'toaster'", "expected cpu"]),
-        ("train --device cuda", ["cuda", "only cpu", "--device cpu"]),
+        ("train --device cuda:99", ["'cuda:99'", "expected cpu", "--device cpu"]),
         ("config --preset huge", ["cpu, debug or gpu"]),
         ("demos nonsense", ["nonsense", "demos --help"]),
         ("demos load", ["folder", "demos load --help"]),
@@ -256,7 +256,7 @@ def test_bad_episodes(here, command, name):
 )
 def test_resuming_with_bad_episodes(here, name, words):
     run = runs.Run.create(here / "run", runs.preset("debug"))
-    run.finish_stage("demos", 1.0, {"line": "made by the test"})
+    run.finish_stage("demos", 1.0, 1.0, {"line": "made by the test"})
     DAMAGES[name][0](make_episodes(run.episodes_folder))
     before = tree(here)
     result = in_process("train", "--preset", "debug", "--out", "run")

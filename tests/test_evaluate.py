@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 import evaluate as evaluate_module
 from demos import Episode
+from dreams import dream_along
 from evaluate import (
-    dream_along,
     evaluate,
     judge_terminations,
     mean_interval,
@@ -217,9 +217,9 @@ def test_dreams_follow_the_real_actions_to_the_end(num_envs):
     dreams = dream_along(scripted_world(episodes, num_envs), episodes)
     assert len(dreams) == 3
     for dream, episode in zip(dreams, episodes, strict=True):
-        assert dream.shape == episode.image.shape
+        assert dream.image.shape == episode.image.shape
         expected = [20 + 10 * t for t in range(len(episode) + 1)]
-        assert dream[:, 0, 0, 0].tolist() == expected
+        assert dream.image[:, 0, 0, 0].tolist() == expected
 
 
 def test_simulator_card_against_a_loop():

@@ -12,6 +12,7 @@ from reflector import (
     Reflector,
     ReflectorConfig,
     calibrate,
+    calibrate_probabilities,
     false_stops,
     frame_batches,
     judge_episodes,
@@ -247,6 +248,52 @@ def test_calibration_prefers_not_to_stop_at_the_wrong_frame(monkeypatch):
     labels = [[0, 0, 0, 1], [0, 0, 0, 0]]
     curves = [[0.1, 0.72, 0.9], [0.2, 0.1, 0.1]]
     assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.85)
+
+
+def test_calibration_allows_few_false_stops(monkeypatch):
+    """Two successes at 0.4 are worth more than one false stop; but one in three is too many."""
+    labels = [[0, 1], [0, 1], [0, 0]]
+    curves = [[0.45], [0.45], [0.42]]
+    assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.95, abs=0.04)  # stops nothing
+    curves = [[0.45], [0.45], [0.3]]
+    assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.4)
+
+
+def test_platt_scaling_recovers_the_true_probabilities():
+    """Logits that are twice too large and shifted by 1: R becomes the share of successes.
+
+    The reflector's raw R is a function of the frame's brightness alone, labels are drawn with the
+    true probability. 4,000 frames: the fitted R is within 0.05 of the truth everywhere (five times
+    its standard error, worked out from the Fisher information at these logits, is below 0.04).
+    """
+    rng = np.random.default_rng(0)
+    episodes, truth = [], []
+    for _ in range(20):
+        logit = rng.uniform(-3, 3, 201)
+        probability = 1 / (1 + np.exp(-logit))
+        episode = scripted_episode((rng.random(201) < probability).astype(int).tolist())
+        episode.image[:] = np.round(20 * (logit + 3) + 60)[:, None, None, None]
+        episodes.append(episode)
+        truth.append(1 / (1 + np.exp(-(np.round(20 * (logit + 3) + 60) / 20 - 6))))
+
+    class Overconfident(Reflector):
+        def logits(self, frames, tokens):
+            brightness = 255 * (frames[:, 6:].mean((1, 2, 3)) + 0.5)
+            return 2 * (brightness / 20 - 6) + 1
+
+    reflector = Overconfident(small_reflector().config)
+    calibrate_probabilities(reflector, episodes)
+    fitted = np.concatenate(judge_episodes(reflector, episodes))
+    expected = np.concatenate([p[1:] for p in truth])
+    assert np.abs(fitted - expected).max() < 0.05
+    assert reflector.platt.tolist() == pytest.approx([0.5, -0.5], abs=0.15)
+
+
+def test_platt_scaling_leaves_what_it_cannot_fit():
+    """No success among the frames, or a judge that is worse than chance: R stays as it was."""
+    reflector = small_reflector().eval()
+    calibrate_probabilities(reflector, [scripted_episode([0, 0, 0])])
+    assert reflector.platt.tolist() == [1.0, 0.0]
 
 
 def test_right_verdicts_on_scripted_curves():

@@ -20,10 +20,13 @@ LAYERS = [
     {"demos", "fit"},
     {"policy"},
     {"simulator", "reflector"},
-    {"worldenv", "ppo", "evaluate"},
+    {"worldenv", "ppo"},
+    {"dreams", "gauge"},
+    {"evaluate"},
     {"runs"},
     {"train"},
-    {"studies", "report"},
+    {"studies", "report", "compare"},
+    {"trust"},
     {"cli"},
 ]
 
@@ -87,7 +90,7 @@ def test_known_modules_import_downwards_only():
         ("policy", {"tasks", "fit", "instructions", "vlm"}),
         ("simulator", {"tasks", "fit", "camera"}),
         ("reflector", {"tasks", "fit", "policy", "instructions", "vlm"}),
-        ("ppo", {"tasks", "policy", "vlm"}),
+        ("ppo", {"tasks", "policy", "fit", "vlm"}),
         ("worldenv", {"tasks", "vlm", "simulator", "instructions"}),
     ],
 )

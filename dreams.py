@@ -1,0 +1,97 @@
+"""Dreams along real episodes: the same start and the same actions, imagined instead of played.
+
+Used three times: to measure the simulator (open loop, `evaluate.simulator_card`), to train it on
+what it sees in a dream instead of on real frames only (`OwnRollouts`), and to train the reflector
+on generated frames with real labels.
+
+    real    o_0  o_1  o_2  o_3 ... o_T        frames, actions a_t and success labels of an Episode
+                  |    |
+    dream   o_0  o_1  d_2  d_3 ... d_T        begins at frame 1 here; same actions, same labels
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from demos import Episode
+from worldenv import WorldEnv
+
+
+def dream_along(
+    world: WorldEnv, episodes: list[Episode], begins: list[int] | None = None
+) -> list[Episode]:
+    """Open-loop dreams: the episodes' own actions from frame `begins[i]` on (default 0).
+
+    Returns one Episode per episode whose frames and states up to `begins[i]` are the real ones and
+    afterwards imagined; actions and success labels stay those of reality. The reflector's stop is
+    ignored: the dream goes on as long as the real episode did. `world` needs no known starts.
+    """
+    begins = begins or [0] * len(episodes)
+    dreams: list[Episode] = []
+    for first in range(0, len(episodes), world.num_envs):
+        some = slice(first, first + world.num_envs)
+        dreams += _dream_batch(world, episodes[some], np.array(begins[some]))
+    return dreams
+
+
+def _dream_batch(world: WorldEnv, episodes: list[Episode], begins: np.ndarray) -> list[Episode]:
+    count = len(episodes)
+    lengths = np.array([len(episode) for episode in episodes])
+    images = [episode.image.copy() for episode in episodes]
+    states = [episode.state.copy() for episode in episodes]
+    world.set_states(
+        [
+            (e.image[: t + 1], e.state[t], e.state[max(t - 1, 0)], e.instruction)
+            for e, t in zip(episodes, begins, strict=True)
+        ]
+    )
+    for step in range(int((lengths - begins).max())):
+        time = begins + step
+        running = time < lengths
+        world.done[:count] = ~running
+        actions = np.zeros(world.action_space.shape, np.float32)
+        for i in np.flatnonzero(running):
+            actions[i] = episodes[i].action[time[i]]
+        observation, *_ = world.step(actions)
+        for i in np.flatnonzero(running):
+            images[i][time[i] + 1] = observation["image"][i]
+            states[i][time[i] + 1] = observation["state"][i]
+    return [
+        replace(episode, image=image, state=state)
+        for episode, image, state in zip(episodes, images, states, strict=True)
+    ]
+
+
+class OwnRollouts:
+    """A pool of (dream, real, begin) by the simulator as it is now, renewed while it trains.
+
+    A simulator that has only ever continued real frames goes wrong where its own small errors
+    begin: an object that lagged behind the hand once stays behind for good. Here it is shown such
+    frames and asked for the real next one.
+    """
+
+    def __init__(
+        self, world: WorldEnv, episodes: list[Episode], after: int, every: int = 25, seed: int = 0
+    ):
+        """after: steps before the first dreams (an untrained simulator dreams only noise);
+        every: steps between two renewals; each adds world.num_envs dreams, the last 4 x that stay.
+        """
+        self.world, self.after, self.every = world, after, every
+        self.tasks = sorted({episode.task for episode in episodes})
+        self.by_task = {t: [e for e in episodes if e.task == t] for t in self.tasks}
+        self.rng = np.random.default_rng(seed)
+        self.pool: list[tuple[Episode, Episode, int]] = []
+
+    def __call__(self, step: int) -> list[tuple[Episode, Episode, int]]:
+        """The pool at this training step; half of the dreams begin at the start of their episode,
+        half anywhere."""
+        if step >= self.after and (step - self.after) % self.every == 0:
+            count = self.world.num_envs
+            names = [self.tasks[i % len(self.tasks)] for i in range(count)]
+            real = [self.by_task[t][self.rng.integers(len(self.by_task[t]))] for t in names]
+            begins = [int(self.rng.integers(len(e))) * int(self.rng.integers(2)) for e in real]
+            dreams = dream_along(self.world, real, begins)
+            self.pool = (self.pool + list(zip(dreams, real, begins, strict=True)))[-4 * count :]
+        return self.pool

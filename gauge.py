@@ -1,0 +1,133 @@
+"""The exploitation gauge: while the policy learns in the dream, does what it promises come true?
+
+A dream is learned, so a policy that is trained in it can learn to please it: imagined success rises
+and real success does not. Every few iterations the mean policy is therefore played from the same
+few real starts, in the dream and in reality, and LOOP ends when the two part:
+
+    imagined  .58  .66  .72  .80
+    real      .56  .62  .64  .50   <- parted: the policy of the third probe is kept
+    iteration  0    5    10   15
+
+The real episodes of the probes are counted in the ledger. Their starts are the last of the "rl"
+split: neither development nor test starts ever decide anything here.
+
+# DEVIATION: the paper trains for a fixed number of steps; here a counted handful of real episodes
+#   says when to stop; because the dream's own success rises whether or not the real one does.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+
+from demos import Episode, play
+from tasks import SPLITS, EnvConfig, Start
+from worldenv import WorldEnv, start_frames
+
+PROBE_STARTS = 100_000  # the last ones of the "rl" split belong to the gauge, 1000 a seed
+
+
+def probe_starts(tasks: tuple[str, ...], per_task: int, seed: int) -> list[Start]:
+    """`per_task` starts a task that LOOP in the real simulator never draws;
+    no two seeds of training share one."""
+    last = SPLITS["rl"].stop - 1 - 1000 * seed
+    return [Start(task, last - i) for task in tasks for i in range(per_task)]
+
+
+def play_both(
+    simulator, reflector, policy, env, starts: list[Start], config: EnvConfig, seed: int = 0
+) -> tuple[list[Episode], list[Episode]]:
+    """The mean policy from the same real starts in reality and in the dream: two lists of episodes.
+
+    Both end at the first success: reality's own, and what the reflector takes for one (success[t]
+    of a dreamt episode is its verdict). Nothing is drawn at random in either.
+    """
+    real = play(env, starts, policy.act, "evaluation", after_success=0)
+    world = WorldEnv(simulator, reflector, start_frames(real), len(starts), config, seed)
+    return real, play(world, starts, policy.act, "evaluation", after_success=0)
+
+
+class Gauge:
+    """Probes the policy now and then, remembers its weights, and says which to keep.
+
+    probes: dicts of "iteration" (updates made before it), "real" and "imagined" (success of every
+    start, lists of 0 and 1 in the order of `starts`).
+    """
+
+    def __init__(
+        self, simulator, reflector, env, starts: list[Start], config: EnvConfig, every: int
+    ):
+        self.parts, self.env, self.starts = (simulator, reflector), env, starts
+        self.config, self.every = config, every
+        self.probes: list[dict] = []
+        self.imagined_frames = 0  # the ledger
+        self._weights: list[dict] = []
+
+    def look(self, policy, iteration: int) -> bool:
+        """Probe the policy after `iteration` updates if it is time to;
+        True when dream and reality have parted."""
+        if iteration % self.every:
+            return False
+        real, dream = play_both(*self.parts, policy, self.env, self.starts, self.config)
+        self.probes.append(
+            {
+                "iteration": iteration,
+                "real": [int(episode.succeeded) for episode in real],
+                "imagined": [int(episode.succeeded) for episode in dream],
+            }
+        )
+        self.imagined_frames += sum(len(episode) for episode in dream)
+        self._weights.append(copy.deepcopy(policy.state_dict()))
+        return kept(self.probes) < len(self.probes) - 1
+
+    def warning(self) -> str | None:
+        """One plain sentence, cause and remedy, when the last probe says that the dream lies."""
+        real, imagined = (float(np.mean(self.probes[-1][name])) for name in ("real", "imagined"))
+        if imagined - real > 0.2:
+            return (
+                f"the dream promises more than reality keeps (imagined {imagined:.2f}, real "
+                f"{real:.2f}): the reflector stops falsely on dreamt frames, or objects obey too "
+                "well; explore more, train the simulator longer, or allow fewer false stops"
+            )
+        if real - imagined > 0.2:
+            return (
+                f"the dream misses successes (imagined {imagined:.2f}, real {real:.2f}): objects "
+                "stay behind in it, or the threshold is too high for dreamt frames; train the "
+                "simulator longer, or allow more false stops"
+            )
+        return None
+
+    def restore(self, policy) -> int:
+        """Put the weights of the probe to keep into `policy`; returns its iteration."""
+        index = kept(self.probes)
+        policy.load_state_dict(self._weights[index])
+        return self.probes[index]["iteration"]
+
+
+def parted(best: dict, now: dict) -> bool:
+    """Whether `now` promises at least as much as `best`, the best probe so far, and keeps less.
+
+    d_i = real_now_i - real_best_i over the n starts;  parted when imagined success did not fall and
+
+        mean(d) < -1.64 std(d) / sqrt(n),
+
+    below it a paired difference falls by chance one time in twenty.
+    """
+    difference = np.subtract(now["real"], best["real"])
+    error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    promised = np.mean(now["imagined"]) >= np.mean(best["imagined"])
+    return bool(promised and difference.mean() < -1.64 * error)
+
+
+def kept(probes: list[dict]) -> int:
+    """Index of the probe whose policy is kept: the last one, or if the last one has parted from the
+    best before it, that best (the latest of equals)."""
+    best = 0
+    for i, now in enumerate(probes):
+        if parted(probes[best], now):
+            return best
+        if np.mean(now["real"]) >= np.mean(probes[best]["real"]):
+            best = i
+    return len(probes) - 1

@@ -1,0 +1,73 @@
+"""Every part computes where it was put: checked without a GPU, on torch's "meta" device.
+
+A meta tensor has a shape and a dtype and no numbers, and mixing it with a tensor of the processor
+fails as mixing two real devices does. So a `.to(device)` that is missing somewhere is found on any
+machine. What reads numbers (`.item()`, numpy) is out of reach here and tested on the processor.
+"""
+
+import pytest
+import torch
+
+from camera import Camera
+from policy import Policy, PolicyConfig, to_float
+from reflector import Reflector, ReflectorConfig, stack_frames
+from simulator import Simulator, SimulatorConfig
+from tasks import ACTION_DIM, STATE_DIM
+from vlm import TOKENS
+
+OTHER = torch.device("meta")
+CAMERA = Camera((0.7, 0.1, 0.7), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, 64)
+B = 3
+
+
+@pytest.fixture(autouse=True)
+def without_llavas_own_check(monkeypatch):
+    """LLaVA counts its image tokens, which reads numbers."""
+    from transformers.models.llava import modeling_llava
+
+    monkeypatch.setattr(modeling_llava, "torch_compilable_check", lambda *_: None)
+
+
+def frames(*shape: int, device="cpu") -> torch.Tensor:
+    """uint8 pictures as they come from memory or disk."""
+    return torch.zeros((*shape, 64, 64, 3), dtype=torch.uint8, device=device)
+
+
+@pytest.mark.parametrize("backbone", ["cnn", "vlm"])
+def test_policy_computes_on_its_device(backbone):
+    """Mean and log-scale come out where the policy is."""
+    policy = Policy(PolicyConfig(backbone=backbone)).to(OTHER).eval()
+    tokens = torch.ones((B, TOKENS), dtype=torch.int64, device=OTHER)
+    state = torch.zeros((B, STATE_DIM), device=OTHER)
+    mean, log_scale = policy.distribution(to_float(frames(B, device=OTHER)), state, tokens)
+    assert mean.device == log_scale.device == OTHER
+    with pytest.raises(Exception, match="device"):  # the check itself works
+        policy.distribution(to_float(frames(B)), state, tokens)
+
+
+def test_reflector_takes_frames_from_anywhere():
+    """`reward` moves frames and tokens itself; R comes out where the reflector is."""
+    reflector = Reflector(ReflectorConfig()).to(OTHER).eval()
+    tokens = torch.ones((B, TOKENS), dtype=torch.int64)
+    assert reflector.reward(frames(B, 3), tokens).device == OTHER
+    logits = reflector.logits(stack_frames(frames(B, 3, device=OTHER)), tokens.to(OTHER))
+    assert logits.device == OTHER
+
+
+def test_simulator_computes_on_its_device(monkeypatch):
+    """Kinematics, tokens, denoising; the projection's numpy is replaced by its shape."""
+    monkeypatch.setattr(
+        Simulator,
+        "action_map",
+        lambda self, s, n: torch.zeros((len(s), 3, 64, 64), device=s.device),
+    )
+    simulator = Simulator(SimulatorConfig(), CAMERA).to(OTHER).eval()
+    state, action = torch.zeros((B, STATE_DIM)), torch.zeros((B, 4, ACTION_DIM))
+    assert simulator.next_state(state, state, action).device == OTHER
+    tokens = simulator.reference_tokens(torch.zeros((B, 3, 64, 64)))
+    assert tokens.device == OTHER
+    memory = torch.zeros((B, 4, 3, 64, 64), device=OTHER)
+    noisy = torch.zeros((B, 48, 16, 16), device=OTHER)
+    time = torch.zeros((B,), dtype=torch.int64, device=OTHER)
+    conditions = (x.to(OTHER) for x in (state, state, action))
+    assert simulator._denoise(noisy, time, memory, *conditions, tokens).device == OTHER

@@ -1,0 +1,101 @@
+"""The exploitation gauge on scripted probes: when dream and reality part, which policy stays."""
+
+import numpy as np
+import torch
+from torch import nn
+
+import gauge as gauge_module
+from gauge import PROBE_STARTS, Gauge, kept, parted, probe_starts
+from tasks import SPLITS, EnvConfig, split_of
+
+
+def probe(real: list[int], imagined: list[int]) -> dict:
+    """A probe with these successes."""
+    return {"real": real, "imagined": imagined}
+
+
+GOOD = probe([1] * 12 + [0] * 8, [1] * 12 + [0] * 8)
+EXPLOITED = probe([1] * 6 + [0] * 14, [1] * 18 + [0] * 2)  # 6 of 20 lost, the dream promises more
+WORSE_IN_BOTH = probe([1] * 6 + [0] * 14, [1] * 5 + [0] * 15)
+BETTER = probe([1] * 16 + [0] * 4, [1] * 17 + [0] * 3)
+
+
+def test_parted_by_hand():
+    """6 of 20 starts lost: mean -0.3, standard error 0.47 / sqrt(20) = 0.105; one start: within."""
+    assert parted(GOOD, EXPLOITED)
+    one_lost = probe([1] * 11 + [0] * 9, [1] * 18 + [0] * 2)
+    # mean -0.05, standard deviation 0.2236, standard error 0.05: not below -1.64 of it
+    assert not parted(GOOD, one_lost)
+    assert not parted(GOOD, GOOD)
+    assert not parted(GOOD, BETTER)
+
+
+def test_a_fall_that_the_dream_shows_is_no_exploitation():
+    """The dream does not promise what reality does not keep: LOOP may repair it."""
+    assert not parted(GOOD, WORSE_IN_BOTH)
+
+
+def test_stop_rule_on_a_scripted_divergence():
+    """Rises in both, then the dream alone: the last policy before they part is kept."""
+    assert kept([GOOD]) == 0
+    assert kept([GOOD, BETTER]) == 1
+    assert kept([GOOD, BETTER, EXPLOITED]) == 1
+    assert kept([GOOD, EXPLOITED, BETTER]) == 0  # it has stopped: what came later is not seen
+    assert kept([GOOD, GOOD, GOOD]) == 2  # never parted: the last
+
+
+def test_probe_starts_belong_to_nobody_else():
+    """The last of the rl split; 1000 a seed, which LOOP in the real simulator never draws."""
+    seen = set()
+    for seed in range(100):
+        seeds = {start.seed for start in probe_starts(("reach", "drawer-open"), 50, seed)}
+        assert len(seeds) == 50 and not seeds & seen
+        assert all(split_of(s) == "rl" and s >= SPLITS["rl"].stop - PROBE_STARTS for s in seeds)
+        seen |= seeds
+
+
+class ScriptedEpisode:
+    """All that the gauge reads of an episode."""
+
+    def __init__(self, succeeded: int):
+        self.succeeded = bool(succeeded)
+
+    def __len__(self) -> int:
+        return 7
+
+
+def test_gauge_restores_the_weights_before_the_parting(monkeypatch):
+    """Probes at 0, 2, 4 updates; the third has parted: the weights of the second come back."""
+    script = iter([GOOD, BETTER, EXPLOITED])
+
+    def scripted(*_):
+        now = next(script)
+        return tuple([ScriptedEpisode(s) for s in now[name]] for name in ("real", "imagined"))
+
+    monkeypatch.setattr(gauge_module, "play_both", scripted)
+    policy = nn.Linear(1, 1)
+    gauge = Gauge(None, None, None, [], EnvConfig(), every=2)
+    stopped = []
+    for iteration in range(5):
+        with torch.no_grad():
+            policy.weight.fill_(iteration)
+        stopped.append(gauge.look(policy, iteration))
+    assert stopped == [False, False, False, False, True]
+    assert [p["iteration"] for p in gauge.probes] == [0, 2, 4]
+    assert np.mean(gauge.probes[1]["real"]) == 0.8
+    assert gauge.imagined_frames == 3 * 20 * 7
+    assert gauge.restore(policy) == 2
+    assert policy.weight.item() == 2
+
+
+def test_warning_names_cause_and_remedy():
+    """More than 0.2 apart: which of the two lies, and what to do; else nothing."""
+    gauge = Gauge(None, None, None, [], EnvConfig(), every=1)
+    for probes, words in (
+        (EXPLOITED, ["promises more", "0.90", "0.30", "train the simulator longer"]),
+        (probe([1] * 16 + [0] * 4, [1] * 2 + [0] * 18), ["misses", "0.10", "0.80", "threshold"]),
+    ):
+        gauge.probes = [probes]
+        assert all(word in gauge.warning() for word in words)
+    gauge.probes = [GOOD]
+    assert gauge.warning() is None

@@ -1,0 +1,541 @@
+"""How often the dream lies: every instrument against answers that are known beforehand.
+
+Reality and dream are scripted here, both by a WorldEnv: x, the state's first number, follows
+x <- x / 2 + sum of dx (so that the order of actions matters), and a frame is 100 + 20 x bright.
+"""
+
+import json
+import math
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import cli
+import demos
+import runs
+import trust
+from camera import Camera
+from demos import Episode
+from evaluate import test_starts, wilson
+from policy import Policy
+from reflector import Reflector, false_stops, right_verdicts
+from simulator import Simulator
+from tasks import EnvConfig, Start, VecRealEnv
+from worldenv import WorldEnv
+
+SIZE, CHUNK, HORIZON = 16, 2, 6
+CONFIG = EnvConfig(size=SIZE, chunk=CHUNK, horizon=HORIZON)
+TASKS = ("reach", "push", "drawer-open")
+
+
+class Faithful:
+    """The simulator that is reality."""
+
+    def reference_tokens(self, first):
+        return first[:, :1, :1, 0]
+
+    def next_state(self, state, previous, action):
+        following = state.clone()
+        following[:, 0] = state[:, 0] / 2 + action[:, :, 0].sum(1)
+        return following
+
+    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+        brightness = (100 + 20 * next_state[:, 0]).clamp(0, 255).round().to(torch.uint8)
+        return brightness[:, None, None, None].expand(-1, SIZE, SIZE, 3)
+
+
+class Deaf(Faithful):
+    """Ignores actions: nothing ever changes in its pictures."""
+
+    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+        return memory[:, 0]
+
+
+class Always:
+    """A reflector that is sure of one answer."""
+
+    def __init__(self, answer: float):
+        self.answer, self.threshold = answer, torch.tensor(0.5)
+
+    def reward(self, frames, tokens):
+        return torch.full((len(frames),), self.answer)
+
+
+class Bright(Always):
+    """Success is x above 1: a frame brighter than 120."""
+
+    def __init__(self):
+        super().__init__(0.9)
+
+    def reward(self, frames, tokens):
+        return torch.where(frames[:, 2].float().mean((1, 2, 3)) > 120, 0.9, 0.1)
+
+
+class Reality(WorldEnv):
+    """A WorldEnv that plays the real environment: any start, and an expert (different actions at
+    every decision, from a seed of their own)."""
+
+    def __init__(self, judge, num_envs: int = 2):
+        super().__init__(Faithful(), judge, {}, num_envs, CONFIG)
+        self.closed, self.decision = False, 0
+
+    def reset(self, *, seed=None, options=None):
+        first = (np.full((SIZE, SIZE, 3), 100, np.uint8), np.zeros(4, np.float32))
+        self.starts = {start: first for start in options["starts"]}
+        self.decision = 0
+        return super().reset(seed=seed, options=options)
+
+    def expert_step(self):
+        self.decision += 1
+        rng = np.random.default_rng(self.decision)
+        chunks = rng.uniform(-1, 1, self.action_space.shape).astype(np.float32)
+        return chunks, *self.step(chunks)
+
+    def close_extras(self, **kwargs):
+        self.closed = True
+
+
+class Push:
+    """A policy that pushes x by `dx` in every step."""
+
+    def __init__(self, dx: float):
+        self.dx = dx
+
+    def act(self, observation, running):
+        chunks = np.zeros((len(running), CHUNK, 4), np.float32)
+        chunks[running, :, 0] = self.dx
+        return chunks
+
+
+def starts(count: int = 4) -> list[Start]:
+    return [Start(TASKS[i % len(TASKS)], 9_000_000 + i) for i in range(count)]
+
+
+def episode(success: list[int], brightness: list[int] | None = None, task="reach") -> Episode:
+    """An episode with the given labels, one more than decisions."""
+    values = np.array(brightness or [0] * len(success), np.uint8)
+    shape = (len(success), SIZE, SIZE, 3)
+    return Episode(
+        image=np.broadcast_to(values[:, None, None, None], shape).copy(),
+        state=np.zeros((len(success), 4), np.float32),
+        action=np.zeros((len(success) - 1, CHUNK, 4), np.float32),
+        success=np.array(success, np.uint8),
+        task=task,
+        instruction="reach the goal",
+        seed=7,
+        source="exploration",
+    )
+
+
+# --------------------------------------------------------------------------------------- agreement
+
+
+def test_agreement_by_hand():
+    """3 both, 2 hallucinated, 1 missed, 4 neither: p_o = 0.7, p_e = 0.5 x 0.4 + 0.5 x 0.6 = 0.5,
+    so kappa = 0.2 / 0.5."""
+    imagined = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0], bool)
+    real = np.array([1, 1, 1, 0, 0, 1, 0, 0, 0, 0], bool)
+    report = trust.agreement(imagined, real, ["reach"] * 5 + ["push"] * 5)
+    assert report["table"] == {"both": 3, "hallucinated": 2, "missed": 1, "neither": 4}
+    for name, count in (("agreement", 7), ("hallucinated", 2), ("missed", 1)):
+        low, high = wilson(count, 10)
+        assert report[name] == {"share": count / 10, "low": low, "high": high}
+    assert report["kappa"] == pytest.approx(0.4) and report["n"] == 10
+    reach, push = report["tasks"]["reach"], report["tasks"]["push"]
+    assert (reach["imagined"]["share"], reach["real"]["share"]) == (1.0, 0.6)
+    assert (push["imagined"]["share"], push["real"]["share"]) == (0.0, 0.2)
+    assert (reach["agreement"]["share"], push["agreement"]["share"], push["n"]) == (0.6, 0.8, 5)
+
+
+def test_perfect_agreement_is_kappa_one():
+    """And chance agreement is kappa 0, however high it is."""
+    real = np.array([1, 0, 1, 0], bool)
+    assert trust.agreement(real, real, ["reach"] * 4)["kappa"] == pytest.approx(1)
+    yes = np.ones(4, bool)
+    report = trust.agreement(yes, np.array([1, 1, 1, 0], bool), ["reach"] * 4)
+    assert report["agreement"]["share"] == 0.75 and report["kappa"] == pytest.approx(0)
+
+
+def test_kappa_of_one_word_is_undefined(recwarn):
+    """Both always say success: nothing tells agreement from chance."""
+    yes = np.ones(3, bool)
+    report = trust.agreement(yes, yes, list(TASKS))
+    assert report["agreement"]["share"] == 1 and report["kappa"] is None
+    assert report["rank_over_tasks"] is None and not recwarn.list
+
+
+def test_rank_over_tasks_and_checkpoints(recwarn):
+    """Task rates 0, 1/2, 1 imagined against 0, 1/2, 1 and 1, 1/2, 0 real."""
+    tasks = [task for task in TASKS for _ in range(2)]
+    rising = np.array([0, 0, 0, 1, 1, 1], bool)
+    assert trust.agreement(rising, rising, tasks)["rank_over_tasks"] == pytest.approx(1)
+    assert trust.agreement(rising, ~rising, tasks)["rank_over_tasks"] == pytest.approx(-1)
+    # Ranks 1 2 3 4 against 1 3 2 4: rho = 1 - 6 x (1 + 1) / (4 x 15).
+    rank = trust.rank_over_checkpoints([0.1, 0.2, 0.3, 0.9], [0.2, 0.5, 0.4, 0.6])
+    assert rank == pytest.approx(0.8)
+    assert trust.rank_over_checkpoints([0.1, 0.2], [0.2, 0.5]) is None
+    assert trust.rank_over_checkpoints([0.1, 0.2, 0.3], [0.4, 0.4, 0.4]) is None
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("imagined, real, tasks", [([], [], []), ([1], [1, 0], ["reach"])])
+def test_agreement_refuses_other_numbers_of_starts(imagined, real, tasks):
+    with pytest.raises(ValueError, match="expected one of each for every start"):
+        trust.agreement(np.array(imagined, bool), np.array(real, bool), tasks)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_dream_that_always_succeeds_hallucinates_every_real_failure(count):
+    """Reality never succeeds: 100 % hallucination. Where it always does: none."""
+    for reality, table in ((0.0, "hallucinated"), (1.0, "both")):
+        env = Reality(Always(reality))
+        real, dreams = trust.play_both(
+            Faithful(), Always(1.0), Push(0.0), env, starts(count), CONFIG
+        )
+        assert [len(e) for e in real] == [1 if reality else HORIZON] * count
+        assert [len(e) for e in dreams] == [1] * count
+        report = trust.agreement(
+            [e.succeeded for e in dreams], [e.succeeded for e in real], [e.task for e in real]
+        )
+        assert report["table"][table] == count
+        assert report["hallucinated"]["share"] == 1 - reality
+
+
+def test_a_faithful_dream_agrees_in_every_start():
+    """Same simulator, same judge: the dream begins at the very frames of reality and ends alike."""
+    for dx in (0.3, 0.6):  # x converges to 4 dx: success needs more than 1
+        env = Reality(Bright())
+        real, dreams = trust.play_both(Faithful(), Bright(), Push(dx / 2), env, starts(), CONFIG)
+        assert [e.succeeded for e in dreams] == [e.succeeded for e in real] == [dx > 0.5] * 4
+        for a, b in zip(real, dreams, strict=True):
+            assert (a.image == b.image).all() and (a.task, a.seed) == (b.task, b.seed)
+
+
+# ------------------------------------------------------------------------------------------- films
+
+
+def brightness_reflector():
+    """R is the brightness of the current frame over 100."""
+    judge = Always(0.0)
+    judge.reward = lambda frames, tokens: frames[:, 2].float().mean((1, 2, 3)) / 100
+    return judge
+
+
+def test_worst_film_has_the_worst_on_top():
+    """Hallucinations by falling R, then misses by rising max R, three of each, others left out."""
+    rewards = (60, 90, 70, 80)
+    hallucinated = [(episode([0, 0, 0]), episode([0, 1], [0, r])) for r in rewards]
+    missed = [(episode([0, 1]), episode([0, 0], [0, r])) for r in (20, 10)]
+    agreed = [(episode([0, 1]), episode([0, 1], [0, 99]))]
+    film = trust.worst_film(brightness_reflector(), missed + agreed + hallucinated)
+    side = SIZE + 4  # with the frame of two pixels
+    assert film.shape == (3, 5 * side, 2 * side, 3) and film.dtype == np.uint8
+    last = film[-1].reshape(5, side, 2, side, 3)
+    assert last[:, side // 2, 1, side // 2, 0].tolist() == [90, 80, 70, 10, 20]
+    assert (last[:, side // 2, 0, side // 2] == 0).all()  # reality, left
+    assert (last[:3, 0, :, 0] == trust.HALLUCINATED).all()
+    assert (last[3:, 0, :, 0] == trust.MISSED).all()
+    assert trust.worst_film(brightness_reflector(), agreed) is None
+    assert trust.worst_film(brightness_reflector(), []) is None
+
+
+def test_grid_pads_with_the_last_frame():
+    """Rows of films of other lengths: the shorter ones rest."""
+    short, long = episode([0, 0], [1, 2]).image, episode([0, 0, 0], [3, 4, 5]).image
+    film = trust.grid([[short, long], [long, short], [short, short]])
+    assert film.shape == (3, 3 * SIZE, 2 * SIZE, 3)
+    corners = film[:, ::SIZE, ::SIZE, 0]
+    assert corners[0].tolist() == [[1, 3], [3, 1], [1, 1]]
+    assert corners[2].tolist() == [[2, 5], [5, 2], [2, 2]]
+
+
+# --------------------------------------------------------------------------------------- reflector
+
+
+def test_a_calibrated_reflector_has_no_ece():
+    """Labels drawn from Bernoulli(score).
+
+    By Hoeffding, |mean y - mean R| in a bin of n_b frames exceeds e with probability below
+    2 exp(-2 n_b e^2). With e = 2.9 / sqrt(n_b), which is 5.8 binomial standard errors at their
+    largest (0.5 / sqrt(n_b)), that is 2 exp(-16.82) < 1e-7: below 1e-6 for any of ten bins. So with
+    a false-alarm probability below 1e-6, ECE <= sum_b n_b / n x 2.9 / sqrt(n_b), here about 0.013.
+    """
+    rng = np.random.default_rng(0)
+    scores = rng.random(500_000)
+    result = trust.reliability(scores, rng.random(500_000) < scores)
+    sizes = np.array([row["n"] for row in result["bins"]])
+    assert len(sizes) == 10 and sizes.sum() == result["n"] == 500_000
+    tolerance = float((sizes / sizes.sum() * 2.9 / np.sqrt(sizes)).sum())
+    assert result["ece"] <= tolerance < 0.014
+    # E (R - y)^2 = E R (1 - R) = 1/6; terms lie in [0, 1]: 2 exp(-2 n 0.004^2) < 1e-6.
+    assert result["brier"] == pytest.approx(1 / 6, abs=0.004)
+
+
+def test_an_overconfident_reflector_has_a_known_ece():
+    """It says 0.9 and 0.1, and half succeed in either case: ECE 0.4, Brier (0.81 + 0.01) / 2."""
+    result = trust.reliability(np.array([0.9, 0.9, 0.1, 0.1]), np.array([1, 0, 1, 0]))
+    assert result["ece"] == pytest.approx(0.4) and result["brier"] == pytest.approx(0.41)
+    assert result["auroc"] == pytest.approx(0.5)
+    assert [(row["low"], row["n"], row["rate"]) for row in result["bins"]] == [
+        (0.1, 2, 0.5),
+        (0.9, 2, 0.5),
+    ]
+
+
+def test_bins_hold_both_ends():
+    """0 and 1 are scores like others; one class alone has no AUROC."""
+    result = trust.reliability(np.array([0.0, 1.0, 1.0]), np.ones(3), bins=2)
+    assert [row["n"] for row in result["bins"]] == [1, 2] and result["auroc"] is None
+    assert result["ece"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    "scores, labels", [([], []), ([0.5], [0, 1]), ([1.5], [1]), ([math.nan], [1]), ([0.5], [2])]
+)
+def test_reliability_refuses_what_is_no_probability(scores, labels):
+    with pytest.raises(ValueError, match="expected"):
+        trust.reliability(np.array(scores), np.array(labels))
+
+
+# Four episodes of three decisions, and R of their frames after the first.
+EPISODES = [
+    episode([0, 0, 1, 1]),
+    episode([0, 0, 1, 1]),
+    episode([0, 0, 0, 1]),
+    episode([0, 0, 0, 0]),
+]
+CURVES = [np.array(c) for c in ([0.1, 0.6, 0.9], [0.6, 0.7, 0.8], [0.0, 0.3, 0.4], [0.2, 0.2, 0.7])]
+
+
+def test_sweep_by_hand():
+    """eta 0.25: caught, early, early, at a failure. 0.5: caught, early, missed, at a failure.
+    0.65: caught, caught, missed, at a failure. 0.95: nobody is stopped."""
+    rows = trust.sweep(CURVES, EPISODES, (0.25, 0.5, 0.65, 0.95))
+    assert [row["eta"] for row in rows] == [0.25, 0.5, 0.65, 0.95]
+    assert [row["recall"] for row in rows] == pytest.approx([1 / 3, 1 / 3, 2 / 3, 0])
+    assert [row["false_stops"] for row in rows] == pytest.approx([3 / 4, 2 / 4, 1 / 4, 0])
+    assert [row["right"] for row in rows] == pytest.approx([1 / 4, 1 / 4, 2 / 4, 1 / 4])
+    for row in rows:
+        assert row["false_stops"] == false_stops(CURVES, EPISODES, row["eta"])
+        assert row["right"] == right_verdicts(CURVES, EPISODES, row["eta"])
+    assert trust.sweep(CURVES[3:], EPISODES[3:], (0.5,))[0]["recall"] is None
+
+
+def test_false_stops_by_decision_by_hand():
+    """eta 0.5: episode 1 at decision 1, episode 3 at decision 3."""
+    assert trust.false_stops_by_decision(CURVES, EPISODES, 0.5) == [0.25, 0.25, 0.5]
+
+
+def test_false_stops_by_decision_rise_to_false_stops():
+    """Random curves and labels, episodes of any length."""
+    rng = np.random.default_rng(1)
+    episodes = [episode([0, *rng.integers(0, 2, n).tolist()]) for n in rng.integers(1, 9, 50)]
+    curves = [rng.random(len(e)) for e in episodes]
+    for eta in (0.0, 0.3, 0.7, 1.0):
+        shares = trust.false_stops_by_decision(curves, episodes, eta)
+        assert len(shares) == max(len(e) for e in episodes) and (np.diff(shares) >= 0).all()
+        assert shares[-1] == pytest.approx(false_stops(curves, episodes, eta))
+
+
+# ---------------------------------------------------------------------------------- counterfactual
+
+
+def test_variants_by_hand():
+    """Motion, order and side change; the gripper only moves with its decision."""
+    actions = np.arange(6 * CHUNK * 4, dtype=np.float32).reshape(6, CHUNK, 4)
+    rng = np.random.default_rng(0)
+    assert (trust.alter(actions, "expert", rng) == actions).all()
+    shuffled = trust.alter(actions, "shuffled", rng)
+    assert (shuffled != actions).any()
+    assert sorted(shuffled[:, 0, 0]) == sorted(actions[:, 0, 0])  # whole decisions, each once
+    assert (shuffled - shuffled[:, :1, :1] == actions - actions[:, :1, :1]).all()
+    zero = trust.alter(actions, "zero", rng)
+    assert (zero[..., :3] == 0).all() and (zero[..., 3] == actions[..., 3]).all()
+    mirrored = trust.alter(actions, "mirrored", rng)
+    assert (mirrored[..., 0] == -actions[..., 0]).all()
+    assert (mirrored[..., 1:] == actions[..., 1:]).all()
+
+
+@pytest.mark.parametrize("simulator, share", [(Faithful(), 1.0), (Deaf(), 0.25)])
+def test_action_following_of_known_worlds(simulator, share):
+    """A dream that copies reality follows every time; one that ignores actions always shows the
+    start, which is where "zero" ends: right in one of four."""
+    env = Reality(Always(0.0))
+    world = WorldEnv(simulator, Always(0.0), {}, 3, CONFIG)
+    real, dreams = trust.counterfactual(world, env, starts(5))
+    assert {len(e) for v in trust.VARIANTS for e in real[v] + dreams[v]} == {HORIZON}
+    following = trust.action_following(real, dreams)
+    assert following["action_following"]["share"] == share and following["n"] == 20
+    shares = {name: row["share"] for name, row in following["variants"].items()}
+    assert shares == {"expert": share > 0.5, "shuffled": share > 0.5, "zero": 1.0,
+                      "mirrored": share > 0.5}  # fmt: skip
+    film = trust.counterfactual_film(real, dreams, start=4)
+    assert film.shape == (HORIZON + 1, 2 * SIZE, 4 * SIZE, 3)
+    mirrored = film[:, :SIZE, 3 * SIZE :]
+    assert (mirrored == real["mirrored"][4].image).all()
+
+
+def test_ties_count_against():
+    """Where all variants end alike nobody can say which one was followed."""
+    same = {v: [episode([0, 0], [3, 4])] for v in trust.VARIANTS}
+    assert trust.action_following(same, same)["action_following"]["share"] == 0
+    with pytest.raises(ValueError, match="as many of every variant"):
+        trust.action_following(same, {v: [] for v in trust.VARIANTS})
+
+
+def test_replays_end_with_their_actions():
+    """Sequences of other lengths side by side, more of them than slots; success does not stop."""
+    env = Reality(Always(0.0))
+    lengths = (1, HORIZON, 3)
+    sequences = [np.full((n, CHUNK, 4), 0.5, np.float32) for n in lengths]
+    played = trust.replay(env, starts(3), sequences)
+    assert tuple(len(e) for e in played) == lengths
+    for one, sequence in zip(played, sequences, strict=True):
+        assert (one.action == sequence).all()
+
+
+# ---------------------------------------------------------------------------------------- together
+
+
+def scripted_run(folder, judge) -> SimpleNamespace:
+    """What `trust` asks of a run, with scripted parts: the dream's simulator is deaf."""
+    camera = Camera((0.0, 0.0, 1.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, SIZE)
+    kept = [episode([0, 0, 1], [0, 100, 130], task) for task in TASKS * 3]
+    demos.save(folder / "episodes", kept, CONFIG, camera)
+    return SimpleNamespace(
+        folder=folder,
+        episodes_folder=folder / "episodes",
+        config=SimpleNamespace(tasks=TASKS, slots=4, env=CONFIG, seed=0),
+        checkpoint=lambda name: folder / "config.json",  # "policy" is there if this file is
+        policy=lambda name: Push({"sft": 0.1, "policy": 0.4}[name]),
+        reflector=lambda: judge,
+        simulator=lambda camera: Deaf(),
+    )
+
+
+def test_trust_writes_all_of_it(tmp_path, monkeypatch):
+    """A dream in which nothing moves misses every success of the better policy."""
+    realities = []
+
+    def open_reality(slots, config):
+        realities.append(Reality(Bright(), slots))
+        return realities[-1]
+
+    monkeypatch.setattr(trust, "VecRealEnv", open_reality)
+    (tmp_path / "config.json").write_text("{}")
+    run, lines = scripted_run(tmp_path, Bright()), []
+    result = trust.trust(run, 2, lines.append)
+    assert sorted(path.name for path in (tmp_path / "trust").iterdir()) == sorted(trust.FILES)
+    saved = json.loads((tmp_path / "trust" / "trust.json").read_text())
+    assert saved == result and result["words"] == lines and len(lines) == 4
+    assert result["agreement"]["sft"]["table"]["neither"] == 6
+    assert result["agreement"]["policy"]["table"]["missed"] == 6
+    assert result["rank_over_checkpoints"] is None  # two policies have no rank
+    assert result["reflector"]["real"]["recall"] == 1  # frames brighter than 120 are successes
+    assert result["reflector"]["generated"]["recall"] == 0  # and the deaf dream shows none
+    assert result["counterfactual"]["n"] == 24
+    assert lines[1] == (
+        "policy: the dream and reality agree in 0 % of 6 starts (0 to 39; kappa 0.00); "
+        "it hallucinates success in 0 %, misses it in 100 %"
+    )
+    assert all(env.closed for env in realities)
+
+    # Again with SFT alone, which agrees: the film of disagreements must not stay behind.
+    (tmp_path / "config.json").unlink()
+    assert list(trust.trust(run, 2, lines.append)["agreement"]) == ["sft"]
+    assert not (tmp_path / "trust" / "worst.gif").exists()
+
+
+def test_trust_that_fails_leaves_earlier_files_alone(tmp_path, monkeypatch):
+    """The real environment dies in the middle: no new file, the old one as it was."""
+    (tmp_path / "trust").mkdir()
+    (tmp_path / "trust" / "trust.json").write_text("earlier")
+    env = Reality(Always(0.0), 4)
+    monkeypatch.setattr(trust, "VecRealEnv", lambda slots, config: env)
+    monkeypatch.setattr(env, "expert_step", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trust.trust(scripted_run(tmp_path, Always(1.0)), 1, lambda line: None)
+    assert [path.name for path in (tmp_path / "trust").iterdir()] == ["trust.json"]
+    assert (tmp_path / "trust" / "trust.json").read_text() == "earlier"
+    assert not list(tmp_path.glob(".worldenv-*")) and env.closed
+
+
+# ------------------------------------------------------------------------------------ command line
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("trust", ["folder", "trust --help"]),
+        ("trust missing", ["missing", "not a run folder", "cli.py train"]),
+        ("trust run --starts 0", ["--starts", "got 0", "1 or more"]),
+        ("trust run --starts -5", ["--starts", "got -5", "1 or more"]),
+        ("trust run --starts 999999", ["999999", "100000"]),
+        ("trust run --split train", ["--split", "'train'", "dev, test"]),
+        ("trust run", ["sft.safetensors", "no such checkpoint", "train it first"]),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, arguments, words):
+    """Exit code 2, nothing on stdout, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    runs.Run.create(tmp_path / "run", runs.preset("debug"))
+    result = CliRunner().invoke(cli.app, arguments.split())
+    lines = result.stderr.strip().splitlines()
+    assert result.exit_code == 2 and result.stdout == ""
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "run"]
+
+
+def test_json_is_all_of_stdout(tmp_path, monkeypatch):
+    """--json prints the result and no line in words; without it, the lines and the files."""
+    monkeypatch.chdir(tmp_path)
+    runs.Run.create(tmp_path / "run", runs.preset("debug"))
+    (tmp_path / "run" / "trust").mkdir()
+    (tmp_path / "run" / "trust" / "trust.json").write_text("{}")
+
+    def measured(run, starts, say, split):
+        say("the dream lies")
+        return {"starts_per_task": starts, "split": split}
+
+    monkeypatch.setattr(trust, "trust", measured)
+    arguments = ["trust", "run", "--starts", "3", "--split", "test"]
+    result = CliRunner().invoke(cli.app, [*arguments, "--json"])
+    assert json.loads(result.stdout) == {"starts_per_task": 3, "split": "test"}
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.stdout.split("\n")[:2] == ["the dream lies", "run/trust/trust.json"]
+
+
+@pytest.mark.slow
+def test_trust_of_a_real_run(tmp_path):
+    """The command on the real environment and real networks, untrained: all of it fits together."""
+    run = runs.Run.create(tmp_path / "run", runs.preset("debug"))
+    config = run.config
+    env = VecRealEnv(2, config.env)
+    try:
+        plan = test_starts(config.tasks, 1, "explore")
+        kept = demos.play(env, plan, None, "exploration", after_success=2)
+        demos.save(run.episodes_folder, kept, config.env, env.camera)
+        simulator, reflector = Simulator(config.simulator, env.camera), Reflector(config.reflector)
+    finally:
+        env.close()
+    simulator.fit_kinematics(kept)
+    reflector.threshold.fill_(0.01)  # an untrained R is above it: the dream succeeds at once
+    runs.save_part(run.checkpoint("sft"), Policy(config.policy), asdict(config.policy))
+    runs.save_part(run.checkpoint("simulator"), simulator, simulator.description())
+    runs.save_part(run.checkpoint("reflector"), reflector, reflector.description())
+    result = CliRunner().invoke(cli.app, ["trust", str(run.folder), "--starts", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    assert measured == json.loads((run.folder / "trust" / "trust.json").read_text())
+    sft = measured["agreement"]["sft"]
+    assert sft["n"] == 4 and sft["table"]["missed"] == sft["table"]["neither"] == 0
+    assert measured["reflector"]["generated"]["false_stops"]["share"] == 1
+    assert measured["counterfactual"]["n"] == 16
+    for path in run.folder.rglob("*.png"):
+        assert path.stat().st_size > 10_000, path

@@ -1,0 +1,596 @@
+"""How often does the world model lie? Three instruments, each on real episodes that nothing was
+trained on.
+
+Paper's section: "The loop" lets simulator and reflector stand in for reality; here both are held
+against it.
+
+    1 agreement       the same policy from the same start, in reality and in the dream:
+                      do both end in success?
+    2 reflector       R against the true labels, on real frames and on generated ones
+    3 counterfactual  other actions from the same start: does the dream show what *these* do?
+
+                       reality: success   reality: failure
+    dream: success     both               hallucinated     pays LOOP for what does not work
+    dream: failure     missed             neither          withholds pay from what works
+
+Symbols: R reward in [0, 1], eta the reflector's threshold, y the true label of a frame,
+T decisions of an episode, n starts or frames. A *share* is {"share", "low", "high"}: a rate in
+[0, 1] with Wilson's 95 % interval. What cannot be measured (a correlation of constants, AUROC of
+one class) is None. Nothing here trains.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from demos import Episode, play, write_atomically, write_film
+from dreams import dream_along
+from evaluate import test_starts, wilson
+from gauge import play_both
+from reflector import false_stops, judge_episodes, right_verdicts
+from report import BLUE, GREY, ORANGE, side_by_side
+from runs import Run
+from tasks import Start, VecRealEnv
+from terminal import new_files
+from train import held_out, sources
+from worldenv import WorldEnv
+
+OUTPUT_MB = 30  # to be free on the disk: two films and two charts
+FILES = ("trust.json", "agreement.png", "reflector.png", "worst.gif", "counterfactual.gif")
+THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20)) + (0.98,)  # etas of the sweep
+WORST = 3  # disagreements of each kind in the film
+
+# Colours of Okabe and Ito, which colour-blind readers tell apart.
+HALLUCINATED, MISSED = (213, 94, 0), (0, 114, 178)  # frames of the film: vermillion, blue
+
+
+def _share(count: int, trials: int) -> dict[str, float]:
+    low, high = wilson(count, trials)
+    return {"share": count / trials, "low": low, "high": high}
+
+
+# ------------------------------------------------------------------------------------ 1. agreement
+
+
+def agreement(imagined: np.ndarray, real: np.ndarray, tasks: list[str]) -> dict:
+    """Imagined against real success of the same n starts.
+
+    imagined, real: (n,) bool; tasks: the n names. Returns
+        "n", "table": counts {"both", "hallucinated", "missed", "neither"} (file's docstring),
+        "agreement", "hallucinated", "missed": shares OF ALL STARTS,
+        "kappa": Cohen's, 0 where agreement is what chance would give, 1 where it is perfect,
+        "tasks": {task: {"imagined", "real", "agreement": shares, "n"}},
+        "rank_over_tasks": Spearman's correlation of imagined and real success rate.
+    Raises ValueError for no starts or for different lengths.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    imagined, real = np.asarray(imagined, bool), np.asarray(real, bool)
+    n = len(imagined)
+    if not n or real.shape != (n,) or len(tasks) != n:
+        raise ValueError(
+            f"agreement: got {n} imagined, {len(real)} real outcomes and {len(tasks)} tasks; "
+            "expected one of each for every start; play the same starts in both"
+        )
+    counts = {
+        "both": int((imagined & real).sum()),
+        "hallucinated": int((imagined & ~real).sum()),
+        "missed": int((~imagined & real).sum()),
+        "neither": int((~imagined & ~real).sum()),
+    }
+    rows = {}
+    for task in dict.fromkeys(tasks):
+        at = np.array([name == task for name in tasks])
+        rows[task] = {
+            "imagined": _share(int(imagined[at].sum()), int(at.sum())),
+            "real": _share(int(real[at].sum()), int(at.sum())),
+            "agreement": _share(int((imagined == real)[at].sum()), int(at.sum())),
+            "n": int(at.sum()),
+        }
+    # kappa = (p_o - p_e) / (1 - p_e): p_o the observed agreement, p_e that of two independent
+    # coins with the same rates. It has no value where p_e = 1: both always say the same one word.
+    one_word = len({*imagined.tolist(), *real.tolist()}) == 1
+    rates = [[row[kind]["share"] for row in rows.values()] for kind in ("imagined", "real")]
+    return {
+        "n": n,
+        "table": counts,
+        "agreement": _share(counts["both"] + counts["neither"], n),
+        "hallucinated": _share(counts["hallucinated"], n),
+        "missed": _share(counts["missed"], n),
+        "kappa": None if one_word else float(cohen_kappa_score(imagined, real)),
+        "tasks": rows,
+        "rank_over_tasks": _spearman(*rates),
+    }
+
+
+def rank_over_checkpoints(imagined_rates: list[float], real_rates: list[float]) -> float | None:
+    """Spearman's correlation in [-1, 1] of imagined and real success over policies: would the dream
+    choose the checkpoint that is best in reality? None with fewer than 3 policies, or constants."""
+    return _spearman(imagined_rates, real_rates)
+
+
+def _spearman(x: list[float], y: list[float]) -> float | None:
+    """rho = correlation of the ranks; two points always lie on a line, so they say nothing."""
+    from scipy.stats import spearmanr
+
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(spearmanr(x, y).statistic)
+
+
+def worst_film(reflector, pairs: list[tuple[Episode, Episode]]) -> np.ndarray | None:
+    """The worst disagreements as a film (T+1, H', W', 3) uint8: real left, dream right, a pair per
+    row; None where (real, dream) of all pairs agree.
+
+    Above, framed in vermillion, hallucinated successes, the highest R first; below, framed in blue,
+    missed ones, the lowest max_t R_t first. Up to WORST of each.
+    """
+    peaks = [float(curve.max()) for curve in judge_episodes(reflector, [d for _, d in pairs])]
+    ranked = [pairs[i] for i in np.argsort(peaks, kind="stable")]
+    missed = [(r, d) for r, d in ranked if r.succeeded and not d.succeeded]
+    hallucinated = [(r, d) for r, d in reversed(ranked) if d.succeeded and not r.succeeded]
+    rows = [[_framed(e.image, HALLUCINATED) for e in pair] for pair in hallucinated[:WORST]]
+    rows += [[_framed(e.image, MISSED) for e in pair] for pair in missed[:WORST]]
+    return grid(rows) if rows else None
+
+
+def _framed(film: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    framed = np.pad(film, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    framed[:, [0, 1, -2, -1]] = framed[:, :, [0, 1, -2, -1]] = colour
+    return framed
+
+
+def grid(rows: list[list[np.ndarray]]) -> np.ndarray:
+    """Films (T, H, W, 3) in rows and columns; shorter ones rest on their last frame."""
+    # Turned on its side, a film of a row stands in a row itself.
+    turned = [side_by_side(row).swapaxes(1, 2) for row in rows]
+    return side_by_side(turned).swapaxes(1, 2)
+
+
+# ------------------------------------------------------------------------------------ 2. reflector
+
+
+def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
+    """Is R the probability that it claims to be? Over n frames.
+
+    scores: (n,) in [0, 1]; labels: (n,) of 0 and 1. Returns "auroc", "ece", "brier", "n" and
+    "bins": of equal width, [{"low", "high", "n", "score": mean R, "rate": mean y}], without empty
+    ones. Raises ValueError for no frames, different lengths, scores outside [0, 1] or other labels.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    n = len(scores)
+    if not n or labels.shape != (n,):
+        raise ValueError(
+            f"reliability: got {n} scores and {len(labels)} labels; expected as many, at least "
+            "one; judge the frames of one or more episodes"
+        )
+    if not (((scores >= 0) & (scores <= 1)).all() and np.isin(labels, (0, 1)).all()):
+        raise ValueError(
+            "reliability: got other values; expected scores in [0, 1] and labels of 0 and 1; "
+            "give rewards, not logits"
+        )
+    number = np.minimum((scores * bins).astype(int), bins - 1)  # 1.0 belongs to the last bin
+    rows = [
+        {
+            "low": b / bins,
+            "high": (b + 1) / bins,
+            "n": int((number == b).sum()),
+            "score": float(scores[number == b].mean()),
+            "rate": float(labels[number == b].mean()),
+        }
+        for b in np.unique(number).tolist()
+    ]
+    both_classes = 0 < labels.sum() < n
+    return {
+        "n": n,
+        "auroc": float(roc_auc_score(labels, scores)) if both_classes else None,
+        # ECE = sum_b n_b / n |mean R in b - mean y in b|
+        "ece": float(sum(row["n"] / n * abs(row["score"] - row["rate"]) for row in rows)),
+        # Brier = mean (R - y)^2
+        "brier": float(np.mean((scores - labels) ** 2)),
+        "bins": rows,
+    }
+
+
+def sweep(
+    curves: list[np.ndarray], episodes: list[Episode], thresholds: tuple[float, ...] = THRESHOLDS
+) -> list[dict]:
+    """What every eta would do: [{"eta", "recall", "false_stops", "right"}], shares in [0, 1].
+
+    curves: R (T,) of every episode after its first frame (reflector.judge_episodes).
+    recall: share of the succeeding episodes that are stopped at a successful frame (None without
+    any); false_stops: share of all that are stopped at another frame; right: share of all whose
+    verdict is right (reflector.right_verdicts), which chose the run's own eta.
+    """
+    return [
+        {
+            "eta": eta,
+            "recall": _recall(curves, episodes, eta),
+            "false_stops": float(false_stops(curves, episodes, eta)),
+            "right": float(right_verdicts(curves, episodes, eta)),
+        }
+        for eta in thresholds
+    ]
+
+
+def _recall(curves: list[np.ndarray], episodes: list[Episode], eta: float) -> float | None:
+    caught = []
+    for curve, episode in zip(curves, episodes, strict=True):
+        if episode.succeeded:
+            stops = np.flatnonzero(curve > eta)
+            caught.append(len(stops) > 0 and bool(episode.success[stops[0] + 1]))
+    return float(np.mean(caught)) if caught else None
+
+
+def false_stops_by_decision(
+    curves: list[np.ndarray], episodes: list[Episode], eta: float
+) -> list[float]:
+    """Share of episodes stopped at a frame that is not a success, up to decision t = 1 .. the
+    longest T. It never falls, and ends at reflector.false_stops: says *when* the stop goes wrong.
+    """
+    stopped = np.zeros(max(len(curve) for curve in curves))
+    for curve, episode in zip(curves, episodes, strict=True):
+        stops = np.flatnonzero(curve > eta)
+        if len(stops) and not episode.success[stops[0] + 1]:
+            stopped[stops[0]] += 1
+    return (stopped.cumsum() / len(episodes)).tolist()
+
+
+def reflector_report(reflector, episodes: list[Episode]) -> dict:
+    """One side of the reflector's card: `reliability` over the frames of the episodes (real ones,
+    or dreams that kept the real labels), what the run's eta does, and what others would."""
+    if not episodes:
+        raise ValueError(
+            "trust: got no held-out episodes; expected some exploration; run train again"
+        )
+    eta = float(reflector.threshold)
+    curves = judge_episodes(reflector, episodes)
+    labels = np.concatenate([episode.success[1:] for episode in episodes])
+    wrong = round(false_stops(curves, episodes, eta) * len(episodes))
+    return reliability(np.concatenate(curves), labels) | {
+        "episodes": len(episodes),
+        "recall": _recall(curves, episodes, eta),
+        "false_stops": _share(wrong, len(episodes)),
+        "false_stops_by_decision": false_stops_by_decision(curves, episodes, eta),
+        "sweep": sweep(curves, episodes),
+    }
+
+
+# ------------------------------------------------------------------------------- 3. counterfactual
+
+VARIANTS = ("expert", "shuffled", "zero", "mirrored")
+
+
+def alter(actions: np.ndarray, variant: str, rng: np.random.Generator) -> np.ndarray:
+    """A variant of an episode's actions (T, K, A) float32 (dx, dy, dz, gripper).
+
+    expert: as they are; shuffled: the T decisions in random order (the displacements add up to the
+    same, so the hand ends nearly where the expert's does: only what it did to the objects differs);
+    zero: dx = dy = dz = 0, the gripper as it is; mirrored: dx -> -dx.
+    """
+    altered = actions.copy()
+    if variant == "shuffled":
+        altered = rng.permutation(altered)
+    elif variant == "zero":
+        altered[..., :3] = 0
+    elif variant == "mirrored":
+        altered[..., 0] *= -1
+    return altered
+
+
+def replay(env, starts: list[Start], sequences: list[np.ndarray]) -> list[Episode]:
+    """Real episodes of given actions, (T, K, A) for every start: T is what the horizon leaves of
+    it, and success does not stop it."""
+    episodes = []
+    for first in range(0, len(starts), env.num_envs):
+        some = slice(first, first + env.num_envs)
+        episodes += _replay_batch(env, starts[some], sequences[some])
+    return episodes
+
+
+def _replay_batch(env, starts: list[Start], sequences: list[np.ndarray]) -> list[Episode]:
+    lengths = np.array([len(sequence) for sequence in sequences])
+    padded = np.zeros((lengths.max(), *env.action_space.shape), np.float32)
+    for slot, sequence in enumerate(sequences):
+        padded[: len(sequence), slot] = sequence
+    played = 0
+
+    def act(observation: dict, running: np.ndarray) -> np.ndarray:
+        return padded[played]
+
+    def on_step(running: np.ndarray) -> None:
+        nonlocal played
+        played += 1
+        env.done[: len(starts)] |= played >= lengths
+
+    return play(env, starts, act, "evaluation", after_success=None, on_step=on_step)
+
+
+def counterfactual(
+    world: WorldEnv, env, starts: list[Start], seed: int = 0
+) -> tuple[dict[str, list[Episode]], dict[str, list[Episode]]]:
+    """(real, dreams): for every variant its episodes, one per start, of the same actions.
+
+    The scripted expert plays each start up to two decisions after its success; the variants of its
+    actions are replayed in the real `env` (tasks.VecRealEnv) and dreamed in `world`, open loop. The
+    four episodes of a start are of the same length. seed: of the shuffling.
+    """
+    rng = np.random.default_rng(seed)
+    experts = play(env, starts, None, "expert", after_success=2)
+    real, dreams = {}, {}
+    for variant in VARIANTS:
+        sequences = [alter(episode.action, variant, rng) for episode in experts]
+        real[variant] = replay(env, starts, sequences)
+        dreams[variant] = dream_along(world, real[variant])
+    return real, dreams
+
+
+def action_following(real: dict[str, list[Episode]], dreams: dict[str, list[Episode]]) -> dict:
+    """Does a dream end where its own actions lead?
+
+        v follows  <=>  |d_v - o_v|^2 < |d_v - o_w|^2 for every other variant w of the same start
+
+    with d_v, o_v the dream's and reality's last frame. A tie counts against. A dream that ignores
+    actions follows in 25 % at best. Returns "n" dreams, "action_following": their share, "chance",
+    "variants": {variant: share}. (The interval takes the four dreams of a start as independent.)
+    Raises ValueError without starts, or where the numbers of episodes differ.
+    """
+    counts = {len(episodes[variant]) for episodes in (real, dreams) for variant in VARIANTS}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"action_following: got {sorted(counts)} episodes; expected as many of every variant, "
+            "at least one; play all variants of every start"
+        )
+    follows: dict[str, list[bool]] = {variant: [] for variant in VARIANTS}
+    for start in range(counts.pop()):
+        for variant in VARIANTS:
+            dream = dreams[variant][start].image[-1].astype(np.float64)
+            error = {w: np.mean((dream - real[w][start].image[-1]) ** 2) for w in VARIANTS}
+            own = error.pop(variant)
+            follows[variant].append(bool(own < min(error.values())))
+    everything = sum(follows.values(), [])
+    return {
+        "n": len(everything),
+        "action_following": _share(sum(everything), len(everything)),
+        "chance": 1 / len(VARIANTS),
+        "variants": {variant: _share(sum(f), len(f)) for variant, f in follows.items()},
+    }
+
+
+def counterfactual_film(
+    real: dict[str, list[Episode]], dreams: dict[str, list[Episode]], start: int = 0
+) -> np.ndarray:
+    """One start as a film (T+1, 2 H, 4 W, 3) uint8: real above, dream below; expert, shuffled,
+    zero, mirrored from left to right."""
+    return grid([[episodes[v][start].image for v in VARIANTS] for episodes in (real, dreams)])
+
+
+# ------------------------------------------------------------------------------------------ charts
+
+
+def agreement_chart(reports: dict[str, dict], path: Path) -> None:
+    """A PNG: a row per policy; left imagined and real success per task with intervals, right the
+    2x2 table and the shares in words. reports: {policy: what `agreement` returns}."""
+    from matplotlib.figure import Figure
+
+    names = list(next(iter(reports.values()))["tasks"])
+    figure = Figure(figsize=(10, len(reports) * (1.3 + 0.4 * len(names))), layout="constrained")
+    panels = figure.subplots(len(reports), 2, squeeze=False, width_ratios=(4, 3))
+    for (policy, report), (axes, words) in zip(reports.items(), panels, strict=True):
+        for kind, colour, marker, lift in (
+            ("real", BLUE, "o", -0.13),
+            ("imagined", ORANGE, "s", 0.13),
+        ):
+            rows = [report["tasks"][name][kind] for name in names]
+            rates, low, high = np.array([[r["share"], r["low"], r["high"]] for r in rows]).T
+            ends = np.maximum(0, [rates - low, high - rates])  # 0 up to rounding at the ends
+            at = np.arange(len(names)) + lift
+            axes.errorbar(rates, at, xerr=ends, fmt=marker, color=colour, capsize=3, label=kind)
+        axes.set(xlim=(-0.03, 1.03), xlabel="success rate", yticks=range(len(names)))
+        axes.set(yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+        axes.set_title(f"policy: {policy}", fontsize=10)
+        axes.grid(axis="x", color="#dddddd")
+        axes.legend(fontsize=8)
+        words.axis("off")
+        words.text(0, 0.95, _table_text(report), va="top", family="monospace", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _table_text(report: dict) -> str:
+    counts = report["table"]
+    lines = [
+        "                real success  real failure",
+        f"dream success   {counts['both']:12d}  {counts['hallucinated']:12d}",
+        f"dream failure   {counts['missed']:12d}  {counts['neither']:12d}",
+        "",
+        *(f"{k:13} {_interval(report[k])}" for k in ("agreement", "hallucinated", "missed")),
+        f"{'kappa':13} {_number(report['kappa'])}  (0: by chance)",
+        f"{'rank of tasks':13} {_number(report['rank_over_tasks'])}  (Spearman)",
+    ]
+    return "\n".join(lines)
+
+
+def reflector_chart(card: dict, path: Path) -> None:
+    """A PNG of three: reliability, threshold sweep, false stops over decisions; real frames in
+    blue, generated ones in vermillion. card: {"threshold", "real", "generated"}."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    diagram, swept, over_time = figure.subplots(1, 3)
+    diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
+    for name, colour, marker in (("real", BLUE, "o"), ("generated", ORANGE, "s")):
+        side = card[name]
+        points = np.array([[b["score"], b["rate"]] for b in side["bins"]]).T
+        label = f"{name}: ECE {side['ece']:.2f}, AUROC {_number(side['auroc'])}"
+        diagram.plot(*points, marker + "-", color=colour, markersize=5, label=label)
+        etas = [row["eta"] for row in side["sweep"]]
+        for key, line, fill in (("recall", "-", colour), ("false_stops", "--", "white")):
+            values = [np.nan if row[key] is None else row[key] for row in side["sweep"]]
+            label = f"{key.replace('_', ' ')}, {name}"
+            style = {"color": colour, "markersize": 4, "markerfacecolor": fill}
+            swept.plot(etas, values, line + marker, **style, label=label)
+        shares = side["false_stops_by_decision"]
+        decisions = np.arange(1, len(shares) + 1)
+        style = {"color": colour, "marker": marker, "markersize": 4}
+        over_time.step(decisions, shares, where="post", **style, label=f"{name} frames")
+    swept.axvline(card["threshold"], color=GREY, linestyle=":", label="the run's eta")
+    diagram.set(title="Reliability", xlabel="mean reward R", ylabel="true success rate")
+    swept.set(title="Threshold sweep", xlabel="threshold eta", ylabel="share of episodes")
+    over_time.set(title=f"False stops at eta = {card['threshold']:.2f}", xlabel="decision")
+    over_time.set(ylabel="share of episodes so far")
+    over_time.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (diagram, swept, over_time):
+        axes.set_ylim(-0.03, 1.03)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+# ----------------------------------------------------------------------------------------- together
+
+
+def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str = "dev") -> dict:
+    """Measure all three on a run and write FILES into RUN/trust; `say` gets a line for each.
+
+    split: "dev", or "test" for reported figures only. Plays the policies "sft" and, where there is
+    one, "policy". Returns the content of trust.json: "run", "split", "starts_per_task", "seed",
+    "agreement": {policy: `agreement`}, "rank_over_checkpoints", "reflector": {"threshold", "real",
+    "generated": `reflector_report`}, "counterfactual": `action_following`, "words": the lines.
+
+    The files appear together when all went well; after a failure earlier ones are as they were.
+    Where no pair disagrees there is no worst.gif. Raises BadRun (ValueError) for a missing or
+    damaged checkpoint, ValueError for more starts than the split holds.
+    """
+    config = run.config
+    starts = test_starts(config.tasks, starts_per_task, split)
+    names = [name for name in ("sft", "policy") if name == "sft" or run.checkpoint(name).is_file()]
+    policies = {name: run.policy(name) for name in names}
+    _, exploration, camera = sources(run)
+    _, kept = held_out(exploration)
+    slots = min(config.slots, len(starts))
+    parts = run.simulator(camera), run.reflector()
+    # For dreams along real episodes, which bring their own starts.
+    world = WorldEnv(*parts, {}, slots, config.env, config.seed)
+    words: list[str] = []
+
+    def tell(line: str) -> None:
+        words.append(line)
+        say(line)
+
+    with new_files(run.folder / "trust", OUTPUT_MB) as folder:
+        env = VecRealEnv(slots, config.env)
+        try:
+            agreements = _agreements(world, env, policies, starts, config.seed, folder, tell)
+            card = _card(world, kept, folder, tell)
+            following = _following(world, env, starts, config.seed, folder, tell)
+        finally:
+            env.close()
+        rates = [[_rate(a, kind) for a in agreements.values()] for kind in ("imagined", "real")]
+        result = {
+            "run": run.folder.name,
+            "split": split,
+            "starts_per_task": starts_per_task,
+            "seed": config.seed,
+            "agreement": agreements,
+            "rank_over_checkpoints": rank_over_checkpoints(*rates),
+            "reflector": card,
+            "counterfactual": following,
+            "words": words,
+        }
+        text = json.dumps(result, indent=1, allow_nan=False)
+        write_atomically(folder / "trust.json", text.encode())
+        worst = (folder / "worst.gif").is_file()
+    if not worst:  # an earlier film would be of other figures
+        (run.folder / "trust" / "worst.gif").unlink(missing_ok=True)
+    return result
+
+
+def _agreements(world: WorldEnv, env, policies, starts, seed, folder, tell) -> dict[str, dict]:
+    reports, disagreements = {}, []
+    for name, policy in policies.items():
+        parts = world.simulator, world.reflector, policy, env
+        real, dreams = play_both(*parts, starts, world.config, seed)
+        imagined, true = (np.array([e.succeeded for e in side]) for side in (dreams, real))
+        reports[name] = agreement(imagined, true, [start.task for start in starts])
+        pairs = zip(real, dreams, strict=True)
+        disagreements += [(r, d) for r, d in pairs if r.succeeded != d.succeeded]
+        tell(_agreement_words(name, reports[name]))
+    agreement_chart(reports, folder / "agreement.png")
+    film = worst_film(world.reflector, disagreements)
+    if film is not None:
+        write_film(folder / "worst.gif", film, scale=2)
+    return reports
+
+
+def _card(world: WorldEnv, kept: list[Episode], folder: Path, tell) -> dict:
+    card = {
+        "threshold": float(world.reflector.threshold),
+        "real": reflector_report(world.reflector, kept),
+        "generated": reflector_report(world.reflector, dream_along(world, kept)),
+    }
+    tell(_reflector_words(card))
+    reflector_chart(card, folder / "reflector.png")
+    return card
+
+
+def _following(world: WorldEnv, env, starts, seed: int, folder: Path, tell) -> dict:
+    real, dreams = counterfactual(world, env, starts, seed)
+    following = action_following(real, dreams)
+    tell(_following_words(following))
+    film = counterfactual_film(real, dreams)
+    write_film(folder / "counterfactual.gif", film, scale=3)
+    return following
+
+
+def _rate(report: dict, kind: str) -> float:
+    """Success rate over all starts of an agreement report, "imagined" or "real"."""
+    other = {"imagined": "hallucinated", "real": "missed"}[kind]
+    return (report["table"]["both"] + report["table"][other]) / report["n"]
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+def _percent(share: dict | float) -> str:
+    return f"{100 * (share['share'] if isinstance(share, dict) else share):.0f} %"
+
+
+def _interval(share: dict) -> str:
+    return f"{_percent(share)} ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def _agreement_words(policy: str, report: dict) -> str:
+    share = report["agreement"]
+    return (
+        f"{policy}: the dream and reality agree in {_percent(share)} of {report['n']} starts "
+        f"({100 * share['low']:.0f} to {100 * share['high']:.0f}; "
+        f"kappa {_number(report['kappa'])}); "
+        f"it hallucinates success in {_percent(report['hallucinated'])}, "
+        f"misses it in {_percent(report['missed'])}"
+    )
+
+
+def _reflector_words(card: dict) -> str:
+    sides = [
+        f"{name} frames AUROC {_number(card[name]['auroc'])}, ECE {card[name]['ece']:.2f}, "
+        f"false stops in {_interval(card[name]['false_stops'])}"
+        for name in ("real", "generated")
+    ]
+    return f"the reflector on {card['real']['episodes']} held-out episodes: {'; '.join(sides)}"
+
+
+def _following_words(following: dict) -> str:
+    parts = [f"{name} {_percent(share)}" for name, share in following["variants"].items()]
+    return (
+        f"the dream follows its actions in {_interval(following['action_following'])} of "
+        f"{following['n']} dreams, {_percent(following['chance'])} by chance: {', '.join(parts)}"
+    )
