@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -553,14 +554,22 @@ def compare_command(
         numbers = [in_range("--seeds", int(seed), 0, 99) for seed in seeds.split(",")]
     except ValueError as error:
         raise ValueError(f"--seeds: got {seeds!r}; expected numbers from 0 to 99: 0,1,2") from error
-    names = tuple(name.strip() for name in methods.split(",") if name.strip()) or study.METHODS
+    names = [name.strip() for name in methods.split(",")] if methods else study.METHODS
     for name in names:
         one_of("--methods", name, study.METHODS)
     config = build_config(preset, "", None, 0, "dream", None, None, starts, False)
-    check_output(out, CHECKPOINTS_MB * len(numbers) * len(names))
+    folders = [
+        out / f"seed{n}" / name for n in numbers for name in {"dream", *names} & {*study.RUNS}
+    ]
+    episodes = len(config.tasks) * (config.demos + config.exploration)
+    room = CHECKPOINTS_MB + episodes_mb(episodes, config.env)
+    check_output(out, room * sum(not folder.exists() for folder in folders))
     render.choose_backend()
-    records = study.compare(out, config, numbers, names, print, lambda *_: None)
-    command = f"python cli.py compare --preset {preset} --seeds {seeds}"
+    say = partial(print, flush=True)  # a line per stage, also into a pipe
+    records = study.compare(out, config, numbers, names, say, lambda *_: None)
+    command = f"python cli.py compare --preset {preset} --seeds {','.join(map(str, numbers))}"
+    command += f" --methods {','.join(names)}" if methods else ""
+    command += f" --starts {starts}" if starts else ""
     study.write(out, records, command, hardware())
     print((out / "compare.md").read_text())
 

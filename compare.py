@@ -4,7 +4,7 @@ From the same demonstrations and the same SFT policy, for every seed:
 
     sft                 imitation of the demonstrations
     more_sft            half as many steps of it again
-    filtered_bc         as many steps on demonstrations and successful exploration episodes
+    filtered_bc         as many on demonstrations and successful exploration episodes
     real_equal_budget   LOOP in the real simulator, with no more real episodes than the dream cost
     real_equal_rollouts LOOP in the real simulator, with as many rollouts as in the dream
     dream               the method
@@ -15,24 +15,29 @@ yes or no, reflector trained or not:
 
     dream_no_extra_data, dream_untrained_reflector, dream_neither
 
-Each is measured on the same test starts under the three terminations. Every method is a run folder
-(or two files) below OUT/seed<S>/: what is finished is not done again.
+Each is measured on the same test starts under the three terminations; imitation is stopped by the
+reflector of "dream", and LOOP in the real simulator, which trains none, has two terminations.
+
+Every method is a run folder (or two files) below OUT/seed<S>/: what is finished is not done again.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import train as stages
 from demos import write_atomically
-from evaluate import TERMINATIONS, mean_interval, test_starts
+from evaluate import TERMINATIONS, cpu_seconds, mean_interval, test_starts
 from fit import fit
 from policy import imitation_batches
 from runs import Run, RunConfig, save_part
@@ -48,99 +53,121 @@ RUNS = {  # method -> the stages that it shares with the run "dream"
     "dream_neither": ("demos", "sft", "explore"),
 }
 METHODS = ("sft", *IMITATIONS, *RUNS)
-REAL_GROUPS = 8  # groups an iteration of real_equal_budget: few episodes, yet several iterations
+REAL_GROUPS = 2  # groups a task in an iteration of real_equal_budget: few, yet several iterations
 
 
 def compare(
     out: Path,
     config: RunConfig,
-    seeds: list[int],
-    methods: tuple[str, ...],
+    seeds: Iterable[int],
+    methods: Iterable[str],
     say: Callable[[str], None],
     progress: Callable[[str, int, int, dict], None],
 ) -> list[dict]:
-    """Run what is not finished; returns a record for each seed and method, in order."""
+    """Run what is not finished; a record {"seed", "method", "results", "ledger"} for each seed and
+    method, in order, each once."""
     records = []
-    for seed in seeds:
-        one = replace(config, seed=seed)
-        base = _run(out / f"seed{seed}" / "dream", one, None, "dream", say, progress)
-        results = base.stages["evaluate"]["results"]
-        for method in methods:
+    for seed in dict.fromkeys(seeds):
+        folder, one = out / f"seed{seed}", replace(config, seed=seed)
+        base = _run(folder / "dream", one, say, progress)
+        for method in dict.fromkeys(methods):
             if method == "sft":
-                entry = {"results": results["sft"], "ledger": _budget_of_sft(base)}
+                results = base.stages["evaluate"]["results"]["sft"]
+                entry = {"results": results, "ledger": _spent(base, ("demos", "sft"))}
             elif method in IMITATIONS:
                 entry = _imitation(base, method, say, progress)
             else:
-                folder = out / f"seed{seed}" / method
-                run = _run(folder, variant(one, method, base), base, method, say, progress)
-                results = run.stages["evaluate"]["results"]
-                entry = {"results": results["policy"], "ledger": run.ledger()}
+                run = base
+                if method != "dream":
+                    settings = variant(one, method, base)
+                    _share(base, folder / method, settings, RUNS[method])
+                    run = _run(folder / method, settings, say, progress)
+                results = run.stages["evaluate"]["results"]["policy"]
+                entry = {"results": results, "ledger": training_ledger(run)}
             records.append({"seed": seed, "method": method, **entry})
     return records
 
 
 def variant(config: RunConfig, method: str, base: Run) -> RunConfig:
     """The settings of a method, from those of the run "dream" and what that run has spent."""
-    untrained = replace(config.reflector_fit, steps=1, learning_rate=1e-9)
+    loop = config.loop
     if method == "real_equal_budget":
-        groups = min(REAL_GROUPS, config.loop.groups)
-        iterations = max(1, real_budget(base) // (groups * (1 + config.loop.rollouts)))
-        loop = replace(config.loop, groups=groups, iterations=iterations)
+        budget = real_budget(base)
+        a_group = loop.rollouts + (1 if loop.branch else 0)  # episodes: branches and their trunk
+        groups = min(loop.groups, REAL_GROUPS * len(config.tasks), max(1, budget // a_group))
+        loop = replace(loop, groups=groups, iterations=max(1, budget // (groups * a_group)))
+        return replace(config, rl_env="real", loop=loop)
+    if method == "real_equal_rollouts":  # the gauge may have ended the dream early
+        loop = replace(loop, iterations=len(base.stages["rl"]["history"]))
         return replace(config, rl_env="real", loop=loop)
     if method == "rounds":
-        first = max(1, config.exploration - config.round_exploration)
-        return replace(config, rounds=2, exploration=first)
+        return replace(config, rounds=2, exploration=config.exploration - config.round_exploration)
+    untrained = replace(config.reflector_fit, steps=1, learning_rate=1e-9)
     return {
         "dream": config,
-        "real_equal_rollouts": replace(config, rl_env="real"),
         "dream_no_extra_data": replace(config, extra_data=False),
         "dream_untrained_reflector": replace(config, reflector_fit=untrained),
         "dream_neither": replace(config, extra_data=False, reflector_fit=untrained),
     }[method]
 
 
+def training_ledger(run: Run) -> dict[str, int]:
+    """What the training of a finished run has spent. Evaluation is not training, and neither is
+    exploration that only measures simulator and reflector (no extra data)."""
+    idle = {"evaluate"} if run.config.extra_data else {"evaluate", "explore"}
+    return _spent(run, [name for name in run.stages if name not in idle])
+
+
+def _spent(run: Run, names: Iterable[str]) -> dict[str, int]:
+    total: Counter = Counter()
+    for name in names:
+        total.update(run.stages[name]["ledger"])
+    return dict(total)
+
+
 def real_budget(run: Run) -> int:
-    """Real episodes beyond the demonstrations that training has cost; evaluation is not training.
-
-    exploration + gauge
-    """
-    spent = run.ledger()
-    return spent.get("exploration_episodes", 0) + spent.get("gauge_episodes", 0)
+    """Real episodes beyond the demonstrations that the training of a run has cost."""
+    return _real_episodes(training_ledger(run))
 
 
-def _budget_of_sft(base: Run) -> dict[str, int]:
-    return {name: count for name, count in base.stages["demos"]["ledger"].items()}
+def _real_episodes(ledger: dict[str, int]) -> int:
+    # exploration + gauge + reinforcement learning in the real simulator
+    return sum(ledger.get(f"{what}_episodes", 0) for what in ("exploration", "gauge", "rl"))
 
 
-def _run(folder: Path, config: RunConfig, base: Run | None, method: str, say, progress) -> Run:
-    """A method that is a whole run; the stages that it shares are copied from the base first."""
-    if base is not None and not (folder / "stages.json").exists():
-        _share(base, folder, config, RUNS[method])
+def _run(folder: Path, config: RunConfig, say, progress) -> Run:
+    """A method that is a whole run: the stages that are not finished."""
     run = Run.create(folder, config)
-    say(f"{folder.parent.name}, {method}")
+    say(f"{folder.parent.name}, {folder.name}")
     stages.train(run, lambda text: say(f"  {text}"), progress)
     return run
 
 
 def _share(base: Run, folder: Path, config: RunConfig, shared: tuple[str, ...]) -> None:
-    """Copy checkpoints, episodes and records of the shared stages; stages.json comes last, so that
-    a copy that was interrupted begins anew."""
-    shutil.rmtree(folder, ignore_errors=True)
-    run = Run.create(folder, config)
-    for name in set(shared) & {"sft", "simulator"}:
-        run.checkpoint(name).parent.mkdir(exist_ok=True)
-        shutil.copy(base.checkpoint(name), run.checkpoint(name))
-    run.episodes_folder.mkdir()
+    """A new run folder with checkpoints, episodes, pictures and records of the shared stages. It is
+    made beside its place and moved there when complete; a copy that was killed begins anew."""
+    if folder.is_dir() and any(folder.iterdir()):
+        return  # begun before, or somebody else's: Run.create will see
+    copy = folder.with_name(f".{folder.name}.copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    run = Run.create(copy, config)
     count = sum(_episodes_of(base.stages[name]) for name in shared)
-    files = sorted(base.episodes_folder.glob("episode_*.safetensors"))[:count]
-    for path in (base.episodes_folder / "dataset.json", *files):
-        shutil.copy(path, run.episodes_folder / path.name)
-    records = {name: base.stages[name] for name in shared}
-    write_atomically(folder / "stages.json", json.dumps(records, indent=1).encode())
+    files = [base.checkpoint(name) for name in ("sft", "simulator") if name in shared]
+    files += sorted(base.episodes_folder.glob("episode_*.safetensors"))[:count]
+    files += [base.episodes_folder / "dataset.json"]
+    files += [base.folder / "pictures" / "demonstrations.png"]
+    if "simulator" in shared:
+        files += (base.folder / "pictures").glob("dream_*")
+    for path in files:
+        target = copy / path.relative_to(base.folder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+    _write_json(run.folder / "stages.json", {name: base.stages[name] for name in shared})
+    os.replace(copy, folder)
 
 
 def _episodes_of(stage: dict) -> int:
-    ledger = stage.get("ledger", {})
+    ledger = stage["ledger"]
     return ledger.get("demonstrations", 0) + ledger.get("exploration_episodes", 0)
 
 
@@ -150,59 +177,57 @@ def _imitation(base: Run, method: str, say, progress) -> dict:
     if path.exists():
         return json.loads(path.read_text())
     say(f"{base.folder.parent.name}, {method}")
-    config = base.config
+    config, used = base.config, cpu_seconds()
     demonstrations, exploration, _ = stages.sources(base)
     good = [episode for episode in exploration if episode.succeeded]
     episodes = demonstrations + (good if method == "filtered_bc" else [])
     policy, half = base.policy("sft"), max(1, config.sft.steps // 2)
     settings = replace(config.sft, steps=half, learning_rate=config.sft.learning_rate / 2)
-    sample = imitation_batches(episodes, settings.batch, config.seed)
+    torch.manual_seed(config.seed * 1000 + 500)  # no stage of a run has this one
+    sample = imitation_batches(episodes, settings.batch, config.seed + 500)
     fit(policy, sample, settings, lambda s, loss, m: progress("sft", s, half, m))
     save_part(path.with_suffix(".safetensors"), policy, asdict(config.policy))
+    own = round(cpu_seconds() - used)
     with stages.RealWorkers(config) as real:
         starts = test_starts(config.tasks, config.test_starts)
         results = stages.evaluate_all(policy, real.open(), starts, base.reflector())
-    ledger = _budget_of_sft(base)
-    if method == "filtered_bc":
-        ledger = ledger | base.stages["explore"]["ledger"]
+    names = ("demos", "sft", "explore") if method == "filtered_bc" else ("demos", "sft")
+    ledger = _spent(base, names)
+    ledger["cpu_seconds"] += own
     entry = {"results": results, "ledger": ledger, "episodes": len(episodes)}
-    write_atomically(path, json.dumps(entry, indent=1).encode())
+    _write_json(path, entry)  # last: with it the method is finished
+    say(f"  real success {results['oracle']['mean']:.3f} after {len(episodes)} episodes")
     return entry
+
+
+def _write_json(path: Path, content) -> None:
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 # ---------------------------------------------------------------------------------------- the table
 
 
 def table(records: list[dict]) -> list[dict]:
-    """A row per method: success under each termination and its difference to filtered BC, each as
-    {"mean", "low", "high", "n"} over seeds (Student's 95 % interval; None with one seed), and the
-    mean of the real episodes that training has cost."""
-    seeds = {(r["method"], r["seed"]): r for r in records}
+    """A row per method: success under each termination and its difference to filtered BC of the
+    same seed, each as {"mean", "low", "high", "n"} over seeds (Student's 95 % interval, None with
+    one seed; None in all where nothing was measured), and the mean of the real episodes that
+    training has cost."""
+    filtered = {r["seed"]: r["results"] for r in records if r["method"] == "filtered_bc"}
     rows = []
     for method in dict.fromkeys(r["method"] for r in records):
         mine = [r for r in records if r["method"] == method]
-        row: dict = {"method": method, "real_episodes": float(np.mean([_cost(r) for r in mine]))}
+        cost = float(np.mean([_real_episodes(r["ledger"]) for r in mine]))
+        row: dict = {"method": method, "real_episodes": cost}
         for termination in TERMINATIONS:
-            values = [
-                r["results"][termination]["mean"] for r in mine if termination in r["results"]
-            ]
-            row[termination] = _interval(values)
-        pairs = [(r, seeds.get(("filtered_bc", r["seed"]))) for r in mine]
-        row["against_filtered_bc"] = _interval(
-            [
-                r["results"]["oracle"]["mean"] - other["results"]["oracle"]["mean"]
-                for r, other in pairs
-                if other is not None and method != "filtered_bc"
-            ]
-        )
-        rows.append(row)
+            results = [r["results"] for r in mine if termination in r["results"]]
+            row[termination] = _interval([result[termination]["mean"] for result in results])
+        differences = [
+            r["results"]["oracle"]["mean"] - filtered[r["seed"]]["oracle"]["mean"]
+            for r in mine
+            if r["seed"] in filtered and method != "filtered_bc"
+        ]
+        rows.append(row | {"against_filtered_bc": _interval(differences)})
     return rows
-
-
-def _cost(record: dict) -> int:
-    ledger = record["ledger"]
-    names = ("exploration_episodes", "gauge_episodes", "rl_episodes")
-    return sum(ledger.get(name, 0) for name in names)
 
 
 def _interval(values: list[float]) -> dict | None:
@@ -221,8 +246,9 @@ def markdown(rows: list[dict]) -> str:
             return "-"
         text = f"{100 * entry['mean']:{sign}.1f}"
         if entry["low"] is None:
-            return text
-        return f"{text} ({100 * entry['low']:{sign}.1f} to {100 * entry['high']:{sign}.1f})"
+            return f"{text} (n = {entry['n']})"
+        low, high = (f"{100 * entry[end]:{sign}.1f}" for end in ("low", "high"))
+        return f"{text} ({low} to {high}, n = {entry['n']})"
 
     lines = [
         "| method | real episodes beyond the demonstrations | stop: oracle | stop: reflector "
@@ -243,26 +269,23 @@ def chart(rows: list[dict]) -> bytes:
     figure = Figure(figsize=(8, 0.5 * len(rows) + 1.4), layout="constrained")
     axes = figure.subplots()
     looks = {"oracle": ("#0072B2", "o"), "reflector": ("#D55E00", "s"), "none": ("#666666", "^")}
-    for aside, termination in enumerate(TERMINATIONS):
-        colour, marker = looks[termination]
-        for i, row in enumerate(rows):
-            entry = row[termination]
+    for aside, (termination, (colour, marker)) in enumerate(looks.items()):
+        look = {"color": colour, "marker": marker, "linestyle": "none"}
+        axes.plot([], [], label=f"stop: {termination}", **look)
+        for i, entry in enumerate(row[termination] for row in rows):
             if entry is None:
                 continue
-            ends = (
-                None
-                if entry["low"] is None
-                else [[entry["mean"] - entry["low"]], [entry["high"] - entry["mean"]]]
-            )
-            axes.errorbar(
-                entry["mean"], i + 0.2 * (aside - 1), xerr=ends, fmt=marker, color=colour,
-                capsize=3, label=f"stop: {termination}" if i == 0 else None,
-            )  # fmt: skip
+            bounds = [
+                entry["mean"] if entry[end] is None else entry[end] for end in ("low", "high")
+            ]
+            height = i + 0.2 * (aside - 1)
+            axes.plot(bounds, [height] * 2, color=colour)
+            axes.plot(entry["mean"], height, **look)
     axes.set_yticks(range(len(rows)), [row["method"].replace("_", " ") for row in rows])
     axes.invert_yaxis()
-    axes.set(xlabel="real success on test starts", xlim=(0, 1))
+    axes.set(xlabel="real success on test starts", xlim=(-0.02, 1.02))
     axes.grid(axis="x", color="#DDDDDD")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -271,8 +294,8 @@ def chart(rows: list[dict]) -> bytes:
 def write(out: Path, records: list[dict], command: str, hardware: str) -> None:
     """compare.json (records and rows), compare.md and compare.png in the folder `out`."""
     rows = table(records)
-    text = {"command": command, "hardware": hardware, "rows": rows, "records": records}
-    write_atomically(out / "compare.json", json.dumps(text, indent=1).encode())
+    content = {"command": command, "hardware": hardware, "rows": rows, "records": records}
     note = f"`{command}`; {hardware}; mean over seeds with Student's 95 % interval.\n"
+    _write_json(out / "compare.json", content)
     write_atomically(out / "compare.md", (markdown(rows) + "\n" + note).encode())
     write_atomically(out / "compare.png", chart(rows))

@@ -49,7 +49,6 @@ class SimulatorConfig:
     sampling_steps: int = 1  # denoising steps per frame, 1-4
     change_scale: float = 4.0  # multiplies the change between frames: its spread is then near 1
     moving_weight: float = 10.0  # extra weight of pixels that change by more than 5 % of the range
-    contact_weight: float = 0.0  # multiplies it near the hand: what moves there may be an object
     noisiest: float = 0.9  # share of training rows at the noisiest time, where one step samples
 
     def __post_init__(self) -> None:
@@ -166,13 +165,13 @@ class Simulator(nn.Module):
         exp(-d^2 / (2 sigma^2)), sigma = 2 pixels at 64.
         Channels: current position; next position; next position times the gripper's opening.
         """
-        now, following = self._marker(state, 2.0), self._marker(next_state, 2.0)
+        now, following = self._marker(state), self._marker(next_state)
         opening = next_state[:, 3].clamp(0, 1)[:, None, None]
         return torch.stack([now, following, following * opening], dim=1)
 
-    def _marker(self, state: torch.Tensor, sigma: float) -> torch.Tensor:
-        """(B, H, W) in [0, 1]: a blob at the hand, `sigma` pixels wide (of 64)."""
-        sigma = sigma * self.config.size / 64
+    def _marker(self, state: torch.Tensor) -> torch.Tensor:
+        """(B, H, W) in [0, 1]: a blob where the hand is seen."""
+        sigma = 2.0 * self.config.size / 64
         # Pixel centres, and where the hand is seen: (B, 2) column, row.
         grid = torch.arange(self.config.size, dtype=torch.float32, device=state.device) + 0.5
         pixel = torch.from_numpy(self.camera.project(state[:, :3].cpu().numpy())).to(state.device)
@@ -223,9 +222,7 @@ class Simulator(nn.Module):
 
         x_0 = c * (o_{t+1} - o_t),   x_tau = sqrt(abar_tau) x_0 + sqrt(1 - abar_tau) eps
         loss = mean( w * (x_0 - f(x_tau, tau, conditions))^2 ),
-               w = 1 + moving_weight * (1 + contact_weight * near) where |o_{t+1} - o_t| > 5 %
-
-        near = exp(-d^2 / (2 sigma^2)), d the distance to the hand in the picture, sigma = 8 pixels.
+               w = 1 + moving_weight where |o_{t+1} - o_t| > 5 %
         """
         memory, following = _to_float(batch["memory"]), _to_float(batch["next"])
         change = following - memory[:, 0]
@@ -246,10 +243,8 @@ class Simulator(nn.Module):
         predicted = self._denoise(
             noisy, time, memory, batch["state"], batch["next_state"], batch["action"], tokens
         )
-        moving = (change.abs().amax(1, keepdim=True) > 0.05).float()
-        near = self._marker(batch["next_state"], 8.0)[:, None]
-        weight = 1 + self.config.moving_weight * moving * (1 + self.config.contact_weight * near)
-        weight = F.pixel_unshuffle(weight.expand_as(change), self.config.fold)
+        moving = (change.abs().amax(1, keepdim=True) > 0.05).float().expand_as(change)
+        weight = 1 + self.config.moving_weight * F.pixel_unshuffle(moving, self.config.fold)
         loss = (weight * (predicted - target) ** 2).mean()
         return loss, {}
 

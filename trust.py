@@ -272,7 +272,8 @@ def alter(actions: np.ndarray, variant: str, rng: np.random.Generator) -> np.nda
 
     expert: as they are; shuffled: the T decisions in random order (the displacements add up to the
     same, so the hand ends nearly where the expert's does: only what it did to the objects differs);
-    zero: dx = dy = dz = 0, the gripper as it is; mirrored: dx -> -dx.
+    zero: dx = dy = dz = 0, the gripper as it is; mirrored: dx, dy -> -dx, -dy
+    (half a turn about the vertical: some experts hardly move along x alone).
     """
     altered = actions.copy()
     if variant == "shuffled":
@@ -280,7 +281,7 @@ def alter(actions: np.ndarray, variant: str, rng: np.random.Generator) -> np.nda
     elif variant == "zero":
         altered[..., :3] = 0
     elif variant == "mirrored":
-        altered[..., 0] *= -1
+        altered[..., :2] *= -1
     return altered
 
 
@@ -490,7 +491,9 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
             following = _following(world, env, starts, config.seed, folder, tell)
         finally:
             env.close()
-        rates = [[_rate(a, kind) for a in agreements.values()] for kind in ("imagined", "real")]
+        # The gauge has played the policies of several iterations in both worlds already.
+        probes = run.stages.get("rl", {}).get("probes", [])
+        rates = [[float(np.mean(p[kind])) for p in probes] for kind in ("imagined", "real")]
         result = {
             "run": run.folder.name,
             "split": split,
@@ -545,12 +548,6 @@ def _following(world: WorldEnv, env, starts, seed: int, folder: Path, tell) -> d
     film = counterfactual_film(real, dreams)
     write_film(folder / "counterfactual.gif", film, scale=3)
     return following
-
-
-def _rate(report: dict, kind: str) -> float:
-    """Success rate over all starts of an agreement report, "imagined" or "real"."""
-    other = {"imagined": "hallucinated", "real": "missed"}[kind]
-    return (report["table"]["both"] + report["table"][other]) / report["n"]
 
 
 # ------------------------------------------------------------------------------------------- words

@@ -356,8 +356,8 @@ def test_variants_by_hand():
     zero = trust.alter(actions, "zero", rng)
     assert (zero[..., :3] == 0).all() and (zero[..., 3] == actions[..., 3]).all()
     mirrored = trust.alter(actions, "mirrored", rng)
-    assert (mirrored[..., 0] == -actions[..., 0]).all()
-    assert (mirrored[..., 1:] == actions[..., 1:]).all()
+    assert (mirrored[..., :2] == -actions[..., :2]).all()
+    assert (mirrored[..., 2:] == actions[..., 2:]).all()
 
 
 @pytest.mark.parametrize("simulator, share", [(Faithful(), 1.0), (Deaf(), 0.25)])

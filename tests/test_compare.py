@@ -1,0 +1,646 @@
+"""The comparison: what each method changes, what it shares, what it costs, and the table.
+
+The runs themselves are scripted here; one slow test plays a small comparison for real, kills it and
+resumes it.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import imageio.v3 as imageio
+import pytest
+from typer.testing import CliRunner
+
+import cli
+import compare
+import runs
+import train
+from policy import Policy
+from ppo import LoopConfig
+from runs import BadRun, Run, RunConfig
+
+CLI = str(Path(cli.__file__).resolve())
+DEBUG = runs.preset("debug")
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every path below a folder with a hash of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def flat(settings: dict, prefix: str = "") -> dict:
+    """{"loop": {"groups": 2}} -> {"loop.groups": 2}"""
+    found = {}
+    for name, value in settings.items():
+        inner = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        found |= {f"{prefix}{name}": value} if inner is None else inner
+    return found
+
+
+def changed(before: RunConfig, after: RunConfig) -> dict:
+    """Every setting that differs, with its new value."""
+    old, new = flat(asdict(before)), flat(asdict(after))
+    return {name: new[name] for name in new if new[name] != old[name]}
+
+
+def finished(config: RunConfig = DEBUG, exploration=0, gauge=0, iterations=10, **more):
+    """All that `variant` and the budget read of a finished run in the dream."""
+    ledgers = {
+        "demos": {"demonstrations": 4},
+        "sft": {},
+        "explore": {"exploration_episodes": exploration},
+        "rl": {"gauge_episodes": gauge, **more},
+        "evaluate": {"evaluation_episodes": 1000},
+    }
+    stages = {name: {"ledger": ledger | {"cpu_seconds": 1}} for name, ledger in ledgers.items()}
+    stages["rl"]["history"] = [{}] * iterations
+    return SimpleNamespace(config=config, stages=stages)
+
+
+# --- what each method changes --------------------------------------------------------------------
+
+UNTRAINED = {"reflector_fit.steps": 1, "reflector_fit.learning_rate": 1e-9}
+
+
+@pytest.mark.parametrize(
+    "method, expected",
+    [
+        ("dream", {}),
+        # 400 + 150 real episodes; an iteration of 10 groups costs 10 x (8 + 1) = 90, six fit
+        ("real_equal_budget", {"rl_env": "real", "loop.groups": 10, "loop.iterations": 6}),
+        ("real_equal_rollouts", {"rl_env": "real"}),
+        ("rounds", {"rounds": 2, "exploration": 60}),
+        ("dream_no_extra_data", {"extra_data": False}),
+        ("dream_untrained_reflector", UNTRAINED),
+        ("dream_neither", {"extra_data": False} | UNTRAINED),
+    ],
+)
+def test_a_method_changes_what_its_name_says(method, expected):
+    config = RunConfig(seed=3)
+    base = finished(config, exploration=400, gauge=150, iterations=config.loop.iterations)
+    assert changed(config, compare.variant(config, method, base)) == expected
+
+
+def test_every_run_has_a_variant_and_shares_stages_in_order():
+    config = RunConfig()
+    for method, shared in compare.RUNS.items():
+        settings = compare.variant(config, method, finished(config, exploration=400))
+        assert train.stages_of(settings)[: len(shared)] == shared  # nothing in between is missing
+
+
+def test_two_rounds_explore_as_much_as_one():
+    for config in (RunConfig(), DEBUG):
+        twice = compare.variant(config, "rounds", finished(config))
+        assert twice.exploration + twice.round_exploration == config.exploration
+
+
+def test_equal_rollouts_when_the_gauge_ended_the_dream_early():
+    config = RunConfig()
+    settings = compare.variant(config, "real_equal_rollouts", finished(config, iterations=5))
+    assert changed(config, settings) == {"rl_env": "real", "loop.iterations": 5}
+
+
+@pytest.mark.parametrize("branch", [0, 3])
+@pytest.mark.parametrize("preset", ["cpu", "debug"])
+def test_equal_budget_is_never_exceeded(preset, branch):
+    """Every budget from that of one group on: kept, and less than one iteration of it is left."""
+    config = runs.preset(preset)
+    config = replace(config, loop=replace(config.loop, branch=branch))
+    a_group = config.loop.rollouts + (branch > 0)
+    for budget in range(a_group, 1500):
+        loop = compare.variant(config, "real_equal_budget", finished(config, budget)).loop
+        cost = loop.iterations * loop.groups * a_group
+        assert cost <= budget < cost + loop.groups * a_group
+        assert loop.groups * loop.rollouts <= config.slots
+    loop = compare.variant(config, "real_equal_budget", finished(config, 1)).loop
+    assert (loop.groups, loop.iterations) == (1, 1)  # the least there is
+
+
+# --- what a method costs -------------------------------------------------------------------------
+
+
+def test_real_budget():
+    """Exploration, gauge and RL in the real simulator; not demonstrations, not evaluation."""
+    assert compare.real_budget(finished(exploration=80, gauge=30)) == 110
+    assert compare.real_budget(finished(rl_episodes=72)) == 72
+    run = finished(exploration=60, gauge=30)
+    run.stages |= {"explore_2": {"ledger": {"exploration_episodes": 20}}}
+    run.stages |= {"rl_2": {"ledger": {"gauge_episodes": 30}}}
+    assert compare.real_budget(run) == 140
+    config = replace(DEBUG, extra_data=False)  # its exploration measures and teaches nothing
+    assert compare.real_budget(finished(config, exploration=80, gauge=30)) == 30
+
+
+def test_training_ledger_is_a_sum_over_stages():
+    ledger = compare.training_ledger(finished(exploration=8, gauge=3, imagined_frames=7))
+    expected = {"demonstrations": 4, "exploration_episodes": 8, "gauge_episodes": 3}
+    assert ledger == expected | {"imagined_frames": 7, "cpu_seconds": 4}  # not evaluate's
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def record(method: str, seed: int, oracle: float, reflector: float | None = None, **ledger) -> dict:
+    results = {"oracle": {"mean": oracle}, "none": {"mean": oracle / 2}}
+    results |= {} if reflector is None else {"reflector": {"mean": reflector}}
+    return {"method": method, "seed": seed, "results": results, "ledger": ledger}
+
+
+RECORDS = [
+    record("sft", 0, 0.5, 0.3),
+    record("sft", 1, 0.6, 0.3),
+    record("sft", 2, 0.7, 0.3),
+    record("real_equal_budget", 0, 0.9, rl_episodes=90),
+    record("real_equal_budget", 1, 0.7, rl_episodes=180, evaluation_episodes=500),
+    record("filtered_bc", 2, 0.3, 0.2, exploration_episodes=80),
+    record("filtered_bc", 1, 0.5, 0.2, exploration_episodes=80),
+    record("filtered_bc", 0, 0.4, 0.2, exploration_episodes=80, gauge_episodes=2),
+]
+
+
+def test_table_by_hand():
+    """Student's quantile is 4.302653 for three seeds, 12.706205 for two."""
+    rows = {row["method"]: row for row in compare.table(RECORDS)}
+    assert list(rows) == ["sft", "real_equal_budget", "filtered_bc"]
+    sft = rows["sft"]
+    # .5 .6 .7: mean .6, standard deviation .1, half an interval 4.302653 * .1 / sqrt(3)
+    assert sft["oracle"] == pytest.approx({"mean": 0.6, "low": 0.351586, "high": 0.848414, "n": 3})
+    assert sft["reflector"] == pytest.approx({"mean": 0.3, "low": 0.3, "high": 0.3, "n": 3})
+    assert sft["none"]["mean"] == pytest.approx(0.3)
+    # paired by seed: .5-.4 .6-.5 .7-.3 = .1 .1 .4: mean .2, standard deviation sqrt(.03)
+    paired = {"mean": 0.2, "low": -0.2302653, "high": 0.6302653, "n": 3}
+    assert sft["against_filtered_bc"] == pytest.approx(paired)
+    real = rows["real_equal_budget"]
+    assert real["reflector"] is None and real["oracle"]["n"] == 2
+    # .9-.4 .7-.5 = .5 .2: mean .35, half an interval 12.706205 * .212132 / sqrt(2) = 1.905931
+    paired = {"mean": 0.35, "low": -1.555931, "high": 2.255931, "n": 2}
+    assert real["against_filtered_bc"] == pytest.approx(paired, abs=1e-6)
+    assert rows["filtered_bc"]["against_filtered_bc"] is None
+    costs = [row["real_episodes"] for row in rows.values()]
+    assert costs == pytest.approx([0, 135, 242 / 3])
+
+
+def test_one_seed_has_no_interval():
+    rows = compare.table([record("sft", 4, 0.5), record("filtered_bc", 4, 0.25)])
+    assert rows[0]["oracle"] == {"mean": 0.5, "low": None, "high": None, "n": 1}
+    assert rows[0]["against_filtered_bc"] == {"mean": 0.25, "low": None, "high": None, "n": 1}
+
+
+def test_without_filtered_bc_there_is_no_difference():
+    (row,) = compare.table([record("sft", 0, 0.5)])
+    assert row["against_filtered_bc"] is None
+
+
+def test_markdown():
+    lines = compare.markdown(compare.table(RECORDS)).splitlines()
+    assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
+    assert lines[2] == (
+        "| sft | 0 | 60.0 (35.2 to 84.8, n = 3) | 30.0 (30.0 to 30.0, n = 3) "
+        "| 30.0 (17.6 to 42.4, n = 3) | +20.0 (-23.0 to +63.0, n = 3) |"
+    )
+    assert lines[3].startswith("| real_equal_budget | 135 | 80.0 (") and " | - | " in lines[3]
+    assert lines[4].endswith("| - |")
+    one = compare.markdown(compare.table([record("sft", 0, 0.5)]))
+    assert "| sft | 0 | 50.0 (n = 1) | - | 25.0 (n = 1) | - |" in one
+
+
+@pytest.mark.parametrize("records", [RECORDS, RECORDS[:1], RECORDS[3:4]])
+def test_chart_is_a_picture(records):
+    picture = imageio.imread(compare.chart(compare.table(records)))
+    assert picture.ndim == 3 and picture.shape[1] == 880
+    assert picture[..., :3].std() > 5  # something is drawn
+
+
+@pytest.mark.parametrize("records", [RECORDS, RECORDS[:1]])
+def test_files_and_clean_json(tmp_path, records):
+    """Strict JSON also with one seed: no Infinity, no NaN."""
+    compare.write(tmp_path, records, "the command", "the machine")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    text = (tmp_path / "compare.json").read_text()
+    content = json.loads(text, parse_constant=refuse)
+    assert content["records"] == records and content["rows"] == compare.table(records)
+    assert (content["command"], content["hardware"]) == ("the command", "the machine")
+    assert "`the command`; the machine" in (tmp_path / "compare.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "compare.json", "compare.md", "compare.png",
+    }  # fmt: skip
+
+
+def test_numbers_that_are_none_are_not_written(tmp_path):
+    with pytest.raises(ValueError):
+        compare.write(tmp_path, [record("sft", 0, float("nan"))], "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- sharing -------------------------------------------------------------------------------------
+
+
+def script_stage(run: Run, name: str) -> None:
+    """Leave what a stage would leave: files that only their names make what they are."""
+    config, ledger = run.config, {}
+    (run.folder / "pictures").mkdir(exist_ok=True)
+    run.episodes_folder.mkdir(exist_ok=True)
+    stage = train.round_of(name)[0]
+    if stage in ("demos", "explore"):
+        count = len(config.tasks) * (config.demos if stage == "demos" else config.exploration)
+        first = len(list(run.episodes_folder.glob("episode_*")))
+        for number in range(first, first + count):
+            path = run.episodes_folder / f"episode_{number:05d}.safetensors"
+            path.write_text(f"{stage} {number}")
+        (run.episodes_folder / "dataset.json").write_text("{}")
+        ledger = {"demonstrations" if stage == "demos" else "exploration_episodes": count}
+    if stage == "demos":
+        (run.folder / "pictures" / "demonstrations.png").write_text("a contact sheet")
+    if stage == "simulator":
+        (run.folder / "pictures" / "dream_reach.gif").write_text("a film")
+    if stage in ("sft", "simulator", "reflector", "rl"):
+        path = run.checkpoint("policy" if stage == "rl" else stage)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"weights of {stage}")
+    result = {"ledger": ledger, "line": name}
+    if stage == "rl":
+        who = "rl" if config.rl_env == "real" else "gauge"
+        result = {"ledger": {f"{who}_episodes": 6}, "history": [{}] * config.loop.iterations}
+    if stage == "evaluate":
+        means = {"sft": 0.25, "policy": 0.5 if config.rl_env == "real" else 0.75}
+        result["results"] = {k: {"oracle": {"mean": m}} for k, m in means.items()}
+        result["ledger"] = {"evaluation_episodes": 8}
+    run.finish_stage(name, 1.0, 1.0, result)
+
+
+@pytest.fixture
+def played(monkeypatch) -> list[tuple[str, str]]:
+    """Stages are scripted; the list tells which were played, as ("seed0/dream", "sft")."""
+    order: list[tuple[str, str]] = []
+
+    def scripted(run, say, progress, until=None):
+        for name in train.stages_of(run.config):
+            if name not in run.stages:
+                if (run.folder.name, name) == KILL.get("at"):
+                    raise KeyboardInterrupt
+                script_stage(run, name)
+                order.append((f"{run.folder.parent.name}/{run.folder.name}", name))
+
+    monkeypatch.setattr(train, "train", scripted)
+    KILL.clear()
+    return order
+
+
+KILL: dict[str, tuple[str, str]] = {}  # {"at": (method, stage)}: where the scripted run is ended
+
+
+def base_run(folder: Path) -> Run:
+    run = Run.create(folder, DEBUG)
+    for name in train.STAGES:
+        script_stage(run, name)
+    return run
+
+
+def contents(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("method", [name for name in compare.RUNS if name != "dream"])
+def test_share_copies_exactly_the_shared_stages(tmp_path, method):
+    base = base_run(tmp_path / "dream")
+    before = tree(tmp_path / "dream")
+    settings, shared = compare.variant(DEBUG, method, base), compare.RUNS[method]
+    compare._share(base, tmp_path / method, settings, shared)
+    expected = {"config.json", "stages.json", "pictures/demonstrations.png"}
+    expected |= {"episodes/dataset.json", "checkpoints/sft.safetensors"}
+    episodes = 4 + (4 if "explore" in shared else 0)  # two demonstrations of two tasks, and so on
+    expected |= {f"episodes/episode_{i:05d}.safetensors" for i in range(episodes)}
+    if "simulator" in shared:
+        expected |= {"checkpoints/simulator.safetensors", "pictures/dream_reach.gif"}
+    assert contents(tmp_path / method) == expected
+    run = Run.create(tmp_path / method, settings)  # the settings are those of the method
+    assert run.stages == {name: base.stages[name] for name in shared}
+    for name in expected - {"config.json", "stages.json"}:
+        assert tree(tmp_path / method)[name] == before[name]
+    assert tree(tmp_path / "dream") == before
+    assert {path.name for path in tmp_path.iterdir()} == {"dream", method}
+
+
+def test_a_copy_that_was_killed_begins_anew(tmp_path, monkeypatch):
+    base = base_run(tmp_path / "dream")
+    target = tmp_path / "dream_no_extra_data"
+    arguments = (base, target, replace(DEBUG, extra_data=False), ("demos", "sft", "explore"))
+    copied = []
+
+    def copy_some(source, destination):
+        if len(copied) == 3:
+            raise KeyboardInterrupt
+        copied.append(destination.write_bytes(source.read_bytes() + b"spoilt"))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(compare.shutil, "copy", copy_some)
+        compare._share(*arguments)
+    assert not target.exists()  # what is half copied does not look like a run
+    (left,) = tmp_path.glob(".dream_no_extra_data*")
+    (left / "episodes" / "episode_99999.safetensors").write_text("spoilt")  # of an earlier base
+    compare._share(*arguments)
+    assert {path.name for path in tmp_path.iterdir()} == {"dream", "dream_no_extra_data"}
+    assert not any(b"spoilt" in path.read_bytes() for path in target.rglob("*") if path.is_file())
+
+
+def test_share_leaves_what_is_there(tmp_path):
+    """A run that was begun goes on; a folder of something else is refused, not deleted."""
+    base = base_run(tmp_path / "dream")
+    settings = compare.variant(DEBUG, "rounds", base)
+    compare._share(base, tmp_path / "rounds", settings, ("demos", "sft"))
+    script_stage(Run.create(tmp_path / "rounds", settings), "explore")
+    begun = tree(tmp_path / "rounds")
+    compare._share(base, tmp_path / "rounds", settings, ("demos", "sft"))
+    assert tree(tmp_path / "rounds") == begun
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("It was a dark and stormy night.")
+    compare._share(base, tmp_path / "mine", settings, ("demos", "sft"))
+    assert contents(tmp_path / "mine") == {"thesis.txt"}
+    with pytest.raises(BadRun, match="not a run folder"):
+        Run.create(tmp_path / "mine", settings)
+
+
+# --- the whole comparison, scripted --------------------------------------------------------------
+
+
+def compare_quietly(out: Path, seeds, methods) -> list[dict]:
+    return compare.compare(out, DEBUG, seeds, methods, lambda text: None, lambda *_: None)
+
+
+def test_shared_stages_are_played_once(tmp_path, played):
+    methods = [name for name in compare.METHODS if name not in compare.IMITATIONS]
+    records = compare_quietly(tmp_path, [0, 1], methods)
+    assert [(r["seed"], r["method"]) for r in records] == [(s, m) for s in (0, 1) for m in methods]
+    assert max(Counter(played).values()) == 1
+    of = {name: [s for run, s in played if run == f"seed1/{name}"] for name in compare.RUNS}
+    assert of["dream"] == list(train.STAGES)
+    assert of["real_equal_budget"] == of["real_equal_rollouts"] == ["rl", "evaluate"]
+    assert of["dream_no_extra_data"] == of["dream_neither"] == list(train.STAGES[3:])
+    assert of["dream_untrained_reflector"] == list(train.STAGES[4:])
+    assert of["rounds"] == list(train.stages_of(replace(DEBUG, rounds=2))[2:])
+
+
+def test_records(tmp_path, played):
+    """Whatever the order and however often a method is named."""
+    names = ["real_equal_budget", "sft", "dream", "dream_no_extra_data", "sft", "dream"]
+    records = compare_quietly(tmp_path, [2, 2], names)
+    assert [r["method"] for r in records] == names[:4]
+    means = {r["method"]: r["results"]["oracle"]["mean"] for r in records}
+    assert means == dict(zip(names, (0.5, 0.25, 0.75, 0.75)))
+    costs = {row["method"]: row["real_episodes"] for row in compare.table(records)}
+    # exploration 4, probes 6; without extra data the exploration only measures
+    assert costs == {"real_equal_budget": 6, "sft": 0, "dream": 10, "dream_no_extra_data": 6}
+    assert records[1]["ledger"] == {"demonstrations": 4, "cpu_seconds": 2}
+    assert all("evaluation_episodes" not in r["ledger"] for r in records)
+    again = compare_quietly(tmp_path, [2], names)
+    assert again == records and max(Counter(played).values()) == 1
+
+
+@pytest.mark.parametrize(
+    "method, stage",
+    [("dream", "demos"), ("dream", "rl"), ("rounds", "explore"), ("rounds", "rl_2")],
+)
+def test_a_killed_comparison_goes_on(tmp_path, played, method, stage):
+    KILL["at"] = (method, stage)
+    with pytest.raises(KeyboardInterrupt):
+        compare_quietly(tmp_path, [0], ["rounds"])
+    KILL.clear()
+    compare_quietly(tmp_path, [0], ["rounds"])
+    assert max(Counter(played).values()) == 1
+    both = [*train.STAGES, *train.stages_of(replace(DEBUG, rounds=2))[2:]]
+    assert [name for _, name in played] == both
+
+
+def test_other_settings_are_refused(tmp_path, played):
+    compare_quietly(tmp_path, [0], ["sft"])
+    before = tree(tmp_path)
+    other = replace(DEBUG, test_starts=7)
+    with pytest.raises(BadRun, match="test_starts: saved 2, expected 7.*choose another --out"):
+        compare.compare(tmp_path, other, [0], ["sft"], print, print)
+    assert tree(tmp_path) == before
+
+
+@pytest.fixture
+def imitated(monkeypatch) -> list[dict]:
+    """Imitation without data and machine: the list tells what each fit was given."""
+    fits: list[dict] = []
+    demonstrations = [SimpleNamespace(name=f"demo {i}", succeeded=True) for i in range(4)]
+    exploration = [SimpleNamespace(name=f"explored {i}", succeeded=i == 2) for i in range(4)]
+
+    def scripted_fit(part, sample, settings, on_step):
+        if KILL.get("at") == ("fit", len(fits)):
+            raise KeyboardInterrupt
+        fits.append({"episodes": sample, "settings": settings})
+
+    results = {"oracle": {"mean": 0.6}}
+    real = SimpleNamespace(open=lambda: None)
+    monkeypatch.setattr(train, "sources", lambda run: (demonstrations, exploration, None))
+    monkeypatch.setattr(train, "RealWorkers", lambda config: nullcontext(real))
+    monkeypatch.setattr(train, "evaluate_all", lambda *arguments: results)
+    monkeypatch.setattr(Run, "policy", lambda run, name: Policy(run.config.policy))
+    monkeypatch.setattr(Run, "reflector", lambda run: None)
+    monkeypatch.setattr(compare, "fit", scripted_fit)
+    monkeypatch.setattr(
+        compare, "imitation_batches", lambda episodes, batch, seed: [e.name for e in episodes]
+    )
+    return fits
+
+
+def test_imitations(tmp_path, played, imitated):
+    """More SFT sees the demonstrations, filtered BC the explored successes too; as long, as fast;
+    only the latter pays for exploration. Finished, neither is done again."""
+    names = ["more_sft", "filtered_bc"]
+    records = compare_quietly(tmp_path, [0], names)
+    demonstrations = [f"demo {i}" for i in range(4)]
+    assert [fit["episodes"] for fit in imitated] == [
+        demonstrations,
+        [*demonstrations, "explored 2"],
+    ]
+    settings = replace(DEBUG.sft, steps=20, learning_rate=DEBUG.sft.learning_rate / 2)
+    assert [fit["settings"] for fit in imitated] == [settings, settings]
+    assert [r["episodes"] for r in records] == [4, 5]
+    ledgers = [r["ledger"] for r in records]
+    assert "exploration_episodes" not in ledgers[0] and ledgers[1]["exploration_episodes"] == 4
+    assert [ledger["demonstrations"] for ledger in ledgers] == [4, 4]
+    assert ledgers[0]["cpu_seconds"] >= 2 and ledgers[1]["cpu_seconds"] >= 3
+    before = tree(tmp_path)
+    assert compare_quietly(tmp_path, [0], names) == records
+    assert tree(tmp_path) == before and len(imitated) == 2
+
+
+def test_a_killed_imitation_begins_anew(tmp_path, played, imitated):
+    KILL["at"] = ("fit", 1)
+    with pytest.raises(KeyboardInterrupt):
+        compare_quietly(tmp_path, [0], ["more_sft", "filtered_bc"])
+    assert not (tmp_path / "seed0" / "filtered_bc.json").exists()
+    KILL.clear()
+    records = compare_quietly(tmp_path, [0], ["more_sft", "filtered_bc"])
+    assert [len(fit["episodes"]) for fit in imitated] == [4, 5] and len(records) == 2
+
+
+def test_the_ledger_counts_what_an_iteration_really_costs():
+    """A group of LOOP: the resets that the real environment counts, against `variant`'s price."""
+    import numpy as np
+    import torch
+
+    import ppo
+
+    class Counting:
+        """Real only in what it counts: as tasks.VecRealEnv, a reset or a branch is an episode."""
+
+        num_envs, real_resets, config = 8, 0, SimpleNamespace(horizon=2)
+        observation = {
+            "image": np.zeros((8, 64, 64, 3), np.uint8),
+            "state": np.zeros((8, 4), np.float32),
+            "instruction": ("reach",) * 8,
+        }
+
+        def begin(self, count):
+            self.real_resets += count
+            self.done = np.arange(8) >= count
+            return self.observation
+
+        def reset(self, options):
+            return self.begin(len(options["starts"])), {}
+
+        def set_states(self, states):
+            return self.begin(len(states))
+
+        def get_states(self, slots):
+            return list(slots)
+
+        def step(self, chunks):
+            self.done[:] = True
+            return self.observation, np.zeros(8), np.ones(8, bool), None, {}
+
+    for branch, rollouts in ((3, ppo.branch_rollouts), (0, ppo.plain_rollouts)):
+        config = replace(DEBUG, loop=LoopConfig(groups=2, rollouts=4, branch=branch))
+        loop = compare.variant(config, "real_equal_budget", finished(config, 100)).loop
+        env, generator = Counting(), torch.Generator().manual_seed(0)
+        rollouts(env, Policy(config.policy), [None] * loop.groups, loop, generator)
+        assert 100 // env.real_resets == loop.iterations == (10 if branch else 12)
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--methods sft,magic", ["--methods", "'magic'", "expected one of", "filtered_bc"]),
+        ("--methods ,", ["--methods", "expected one of"]),
+        ("--seeds x", ["--seeds", "'x'", "0 to 99"]),
+        ("--seeds 0,", ["--seeds", "'0,'", "0 to 99"]),
+        ("--seeds 0,100", ["--seeds", "'0,100'", "0 to 99"]),
+        ("--seeds -1", ["--seeds", "0 to 99"]),
+        ("--seeds 1.5", ["--seeds", "0 to 99"]),
+        ("--preset huge", ["'huge'", "cpu, debug or gpu"]),
+        ("--starts 0", ["--starts", "got 0", "1 or more"]),
+        ("--out file/new", ["is a file", "choose another --out"]),
+        ("--out mine", ["mine/seed0/dream", "not a run folder", "choose another --out"]),
+        ("--out old", ["old/seed0/dream", "other settings", "choose another --out"]),
+        ("--nonsense", ["--nonsense", "compare --help"]),
+    ],
+)
+def test_bad_options(tmp_path, monkeypatch, options, words):
+    """One line that says what to do, exit code 2, every file as it was."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("a file")
+    Path("mine/seed0/dream").mkdir(parents=True)
+    Path("mine/seed0/dream/thesis.txt").write_text("It was a dark and stormy night.")
+    Run.create(Path("old/seed0/dream"), replace(DEBUG, demos=3))
+    before = tree(tmp_path)
+    given = ["compare", "--preset", "debug", "--out", "new", *options.split()]
+    result = CliRunner().invoke(cli.app, given)  # of an option that comes twice the last one counts
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ") and all(word in line for word in words), line
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert tree(tmp_path) == before
+
+
+def test_the_command_writes_what_it_was_told(tmp_path, monkeypatch, played):
+    monkeypatch.chdir(tmp_path)
+    options = "--preset debug --seeds 1,0,1 --methods dream,sft,dream --starts 3"
+    result = CliRunner().invoke(cli.app, f"compare --out new {options}".split())
+    assert result.exit_code == 0, result.output
+    content = json.loads(Path("new/compare.json").read_text())
+    assert content["command"] == f"python cli.py compare {options}"
+    assert [(r["seed"], r["method"]) for r in content["records"]] == [
+        (1, "dream"), (1, "sft"), (0, "dream"), (0, "sft"),
+    ]  # fmt: skip
+    assert Run.open(Path("new/seed1/dream")).config == replace(DEBUG, seed=1, test_starts=3)
+    assert Path("new/compare.md").read_text() in result.stdout
+
+
+# --- the whole comparison, for real --------------------------------------------------------------
+
+SLOW_METHODS = ("sft", "filtered_bc", "real_equal_budget", "dream", "dream_untrained_reflector")
+PATIENCE = 900  # seconds
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(tmp_path):
+    """The real command, killed in its base run, then given again."""
+    out = tmp_path / "compare"
+    options = ["--preset", "debug", "--seeds", "0", "--methods", ",".join(SLOW_METHODS)]
+    command = [sys.executable, CLI, "compare", *options, "--out", str(out)]
+    record_of = {name: out / "seed0" / name / "stages.json" for name in compare.RUNS}
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + PATIENCE
+    while not (record_of["dream"].is_file() and "sft" in record_of["dream"].read_text()):
+        assert first.poll() is None and time.time() < deadline, "it ended before it was killed"
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    done = json.loads(record_of["dream"].read_text())
+    assert "sft" in done and "evaluate" not in done and not (out / "compare.json").exists()
+
+    second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert second.returncode == 0, second.stderr
+    base = json.loads(record_of["dream"].read_text())
+    assert {name: base[name] for name in done} == done  # the very same seconds and figures
+    untrained = json.loads(record_of["dream_untrained_reflector"].read_text())
+    real = json.loads(record_of["real_equal_budget"].read_text())
+    assert list(base) == list(untrained) == list(train.STAGES)
+    assert list(real) == ["demos", "sft", "rl", "evaluate"]
+    for shared in ("demos", "sft", "explore", "simulator"):
+        assert untrained[shared] == base[shared]
+    assert untrained["reflector"] != base["reflector"]
+    assert {name: real[name] for name in ("demos", "sft")} == {n: base[n] for n in ("demos", "sft")}
+    assert (
+        0
+        < real["rl"]["ledger"]["rl_episodes"]
+        <= compare.real_budget(Run.open(out / "seed0" / "dream"))
+    )
+
+    content = json.loads((out / "compare.json").read_text())
+    assert [row["method"] for row in content["rows"]] == list(SLOW_METHODS)
+    for entry in content["records"]:  # the same SFT policy on the same starts, in every run
+        assert {result["n"] for result in entry["results"].values()} == {4}
+    evaluated = [stages["evaluate"]["results"]["sft"] for stages in (base, untrained, real)]
+    assert evaluated[0]["oracle"] == evaluated[1]["oracle"] == evaluated[2]["oracle"]
+    assert (out / "compare.md").read_text() in second.stdout
+    assert imageio.imread(out / "compare.png").ndim == 3
+
+    before = tree(out)
+    third = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert third.returncode == 0 and third.stdout.count("done already") == 7 + 4 + 7
+    assert tree(out) == before
