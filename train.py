@@ -343,7 +343,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
             starts = probe_starts(config.tasks, config.probes, config.seed)
             gauge = Gauge(*parts, real.open(), starts, config.env, config.probe_every)
             gauge.look(policy, 0)
-            run.log(stage="rl", round=number, warning=gauge.warning())
+            run.log(stage="gauge", round=number, warning=gauge.warning())
 
     history: list[dict] = []
 

@@ -546,7 +546,7 @@ def test_run_folder(debug_run):
     episodes, _, _ = demos.load(folder / "episodes", config.env, config.tasks)
     assert len(episodes) == len(config.tasks) * (config.demos + config.exploration)
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert {"sft", "simulator", "reflector", "rl"} == {step["stage"] for step in steps}
+    assert {"sft", "simulator", "reflector", "gauge", "rl"} == {step["stage"] for step in steps}
     rl = [step for step in steps if step["stage"] == "rl"]
     assert [step["iteration"] for step in rl] == list(range(config.loop.iterations))
 
@@ -566,7 +566,11 @@ def test_report(debug_run):
     result = stages["evaluate"]["results"]["policy"]["oracle"]
     row = next(line for line in text.splitlines() if line.startswith("| post-trained | oracle |"))
     assert f"| {100 * result['mean']:.1f} [{100 * result['low']:.1f}, " in row
-    assert f"| imagined frames | {stages['rl']['ledger']['imagined_frames']} |" in text
+    ledgers = [stage["ledger"] for stage in stages.values()]
+    for name in ("imagined_frames", "cpu_seconds", "exploration_episodes", "gauge_episodes"):
+        spent = sum(ledger.get(name, 0) for ledger in ledgers)
+        assert spent and f"| {name.replace('_', ' ')} | {spent:,} |" in text
+    assert "## Does the dream tell the truth?" in text
     assert "Not finished" not in text
     for link in (part.split(")")[0] for part in text.split("](")[1:]):
         assert (debug_run.folder / link).is_file(), link

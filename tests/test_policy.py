@@ -241,7 +241,7 @@ def test_act_is_the_mean_clipped_to_the_action_range():
     running = np.ones(2, bool)
     chunks = policy.act(seen, running)
     with torch.no_grad():
-        mean, _ = policy.distribution(*to_tensors(seen, running))
+        mean, _ = policy.distribution(*to_tensors(seen, running, torch.device("cpu")))
     assert (chunks[..., 0] == 1).all() and (chunks[..., 1] == -1).all()
     assert np.allclose(chunks[..., 2:], mean[..., 2:].numpy())
 

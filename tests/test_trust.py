@@ -30,6 +30,11 @@ from worldenv import WorldEnv
 SIZE, CHUNK, HORIZON = 16, 2, 6
 CONFIG = EnvConfig(size=SIZE, chunk=CHUNK, horizon=HORIZON)
 TASKS = ("reach", "push", "drawer-open")
+PROBES = [  # of the gauge: imagined 0, 1/3, 2/3 and real 1/3, 0, 1
+    {"iteration": 0, "imagined": [0, 0, 0], "real": [0, 0, 1]},
+    {"iteration": 5, "imagined": [0, 0, 1], "real": [0, 0, 0]},
+    {"iteration": 10, "imagined": [0, 1, 1], "real": [1, 1, 1]},
+]
 
 
 class Faithful:
@@ -410,6 +415,7 @@ def scripted_run(folder, judge) -> SimpleNamespace:
         folder=folder,
         episodes_folder=folder / "episodes",
         config=SimpleNamespace(tasks=TASKS, slots=4, env=CONFIG, seed=0),
+        stages={"rl": {"probes": PROBES}},
         checkpoint=lambda name: folder / "config.json",  # "policy" is there if this file is
         policy=lambda name: Push({"sft": 0.1, "policy": 0.4}[name]),
         reflector=lambda: judge,
@@ -434,7 +440,7 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     assert saved == result and result["words"] == lines and len(lines) == 4
     assert result["agreement"]["sft"]["table"]["neither"] == 6
     assert result["agreement"]["policy"]["table"]["missed"] == 6
-    assert result["rank_over_checkpoints"] is None  # two policies have no rank
+    assert result["rank_over_checkpoints"] == pytest.approx(0.5)  # ranks 1, 2, 3 and 2, 1, 3
     assert result["reflector"]["real"]["recall"] == 1  # frames brighter than 120 are successes
     assert result["reflector"]["generated"]["recall"] == 0  # and the deaf dream shows none
     assert result["counterfactual"]["n"] == 24
