@@ -315,7 +315,7 @@ def build_config(
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 
 
-def check_device(name: str) -> str:
+def check_device(name: str) -> None:
     """A device that torch can really compute on here: cpu, cuda, cuda:1, mps ..."""
     import torch
 
@@ -326,7 +326,6 @@ def check_device(name: str) -> str:
             f"--device: torch cannot compute on {name!r} here; expected cpu, or cuda or mps where "
             "there is one; `python cli.py doctor` says which; use --device cpu"
         ) from error
-    return name
 
 
 # --------------------------------------------------------------------------------- looking at a run

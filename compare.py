@@ -23,7 +23,6 @@ Every method is a run folder (or two files) below OUT/seed<S>/: what is finished
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -40,6 +39,7 @@ from demos import write_atomically
 from evaluate import TERMINATIONS, cpu_seconds, mean_interval, test_starts
 from fit import fit
 from policy import imitation_batches
+from report import BLUE, GREY, ORANGE, png
 from runs import Run, RunConfig, save_part
 
 IMITATIONS = ("more_sft", "filtered_bc")
@@ -268,7 +268,7 @@ def chart(rows: list[dict]) -> bytes:
 
     figure = Figure(figsize=(8, 0.5 * len(rows) + 1.4), layout="constrained")
     axes = figure.subplots()
-    looks = {"oracle": ("#0072B2", "o"), "reflector": ("#D55E00", "s"), "none": ("#666666", "^")}
+    looks = {"oracle": (BLUE, "o"), "reflector": (ORANGE, "s"), "none": (GREY, "^")}
     for aside, (termination, (colour, marker)) in enumerate(looks.items()):
         look = {"color": colour, "marker": marker, "linestyle": "none"}
         axes.plot([], [], label=f"stop: {termination}", **look)
@@ -286,9 +286,7 @@ def chart(rows: list[dict]) -> bytes:
     axes.set(xlabel="real success on test starts", xlim=(-0.02, 1.02))
     axes.grid(axis="x", color="#DDDDDD")
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def write(out: Path, records: list[dict], command: str, hardware: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from demos import Episode, play
 from dreams import dream_along
-from reflector import false_stops, judge_episodes
+from reflector import false_stops, judge_episodes, recall
 from tasks import Start, split_seeds
 
 TERMINATIONS = ("oracle", "reflector", "none")
@@ -155,11 +155,7 @@ def reflector_card(reflector, episodes: list[Episode]) -> dict:
     curves = judge_episodes(reflector, episodes)
     labels = np.concatenate([e.success[1:] for e in episodes])
     scores = np.concatenate(curves)
-    caught = []
-    for curve, episode in zip(curves, episodes, strict=True):
-        if episode.succeeded:
-            stops = np.flatnonzero(curve > eta)
-            caught.append(bool(len(stops) and episode.success[stops[0] + 1]))
+    caught = recall(curves, episodes, eta)
     wrong = round(false_stops(curves, episodes, eta) * len(episodes))
     low, high = wilson(wrong, len(episodes))
     return {
@@ -169,7 +165,7 @@ def reflector_card(reflector, episodes: list[Episode]) -> dict:
         "reflector_false_stops": wrong / len(episodes),
         "false_stops_low": low,
         "false_stops_high": high,
-        "recall_at_success": float(np.mean(caught)) if caught else float("nan"),
+        "recall_at_success": float("nan") if caught is None else caught,
         "threshold": eta,
         "frames": len(labels),
         "episodes": len(episodes),

@@ -235,3 +235,14 @@ def false_stops(curves: list[np.ndarray], episodes, eta: float) -> float:
         stops = np.flatnonzero(curve > eta)
         wrong += len(stops) > 0 and not episode.success[stops[0] + 1]
     return wrong / max(1, len(episodes))
+
+
+def recall(curves: list[np.ndarray], episodes, eta: float) -> float | None:
+    """Among episodes that succeed the share that the reflector stops at a successful frame;
+    None where none succeeds."""
+    caught = []
+    for curve, episode in zip(curves, episodes, strict=True):
+        if episode.succeeded:
+            stops = np.flatnonzero(curve > eta)
+            caught.append(len(stops) > 0 and bool(episode.success[stops[0] + 1]))
+    return float(np.mean(caught)) if caught else None

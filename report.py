@@ -282,7 +282,7 @@ def rl_chart(history: list[dict]) -> bytes:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if name not in ("return", "kl"):
             axes.set_ylim(-0.03, 1.03)
-    return _png(figure)
+    return png(figure)
 
 
 def gauge_chart(probes: list[dict]) -> bytes:
@@ -303,7 +303,7 @@ def gauge_chart(probes: list[dict]) -> bytes:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="iteration of LOOP", ylabel="success of the mean policy", ylim=(-0.03, 1.03))
     axes.legend(fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def reward_curves(curves: dict, eta: float, first_success: int | None) -> bytes:
@@ -325,10 +325,11 @@ def reward_curves(curves: dict, eta: float, first_success: int | None) -> bytes:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="decision", ylabel="reward R", ylim=(-0.03, 1.03))
     axes.legend(fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure) -> bytes:
+def png(figure) -> bytes:
+    """A matplotlib figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

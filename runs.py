@@ -249,7 +249,7 @@ class Run:
         return cls(folder, config, device)
 
     @classmethod
-    def open(cls, folder: Path, device: str = "cpu") -> Run:
+    def open(cls, folder: Path) -> Run:
         """Open an existing run folder to read it."""
         path = Path(folder) / "config.json"
         if not path.is_file():
@@ -257,7 +257,7 @@ class Run:
                 f"{folder}: not a run folder (no config.json); "
                 f"make one with: python cli.py train --out {folder}"
             )
-        return cls(Path(folder), config_from_json(path.read_text()), device)
+        return cls(Path(folder), config_from_json(path.read_text()))
 
     def finish_stage(self, name: str, seconds: float, cpu: float, result: dict) -> None:
         """Record a stage as done: what it gave, its seconds and its processor seconds."""

@@ -31,7 +31,7 @@ from demos import Episode, play, write_atomically, write_film
 from dreams import dream_along
 from evaluate import test_starts, wilson
 from gauge import play_both
-from reflector import false_stops, judge_episodes, right_verdicts
+from reflector import false_stops, judge_episodes, recall, right_verdicts
 from report import BLUE, GREY, ORANGE, side_by_side
 from runs import Run
 from tasks import Start, VecRealEnv
@@ -211,21 +211,12 @@ def sweep(
     return [
         {
             "eta": eta,
-            "recall": _recall(curves, episodes, eta),
+            "recall": recall(curves, episodes, eta),
             "false_stops": float(false_stops(curves, episodes, eta)),
             "right": float(right_verdicts(curves, episodes, eta)),
         }
         for eta in thresholds
     ]
-
-
-def _recall(curves: list[np.ndarray], episodes: list[Episode], eta: float) -> float | None:
-    caught = []
-    for curve, episode in zip(curves, episodes, strict=True):
-        if episode.succeeded:
-            stops = np.flatnonzero(curve > eta)
-            caught.append(len(stops) > 0 and bool(episode.success[stops[0] + 1]))
-    return float(np.mean(caught)) if caught else None
 
 
 def false_stops_by_decision(
@@ -255,7 +246,7 @@ def reflector_report(reflector, episodes: list[Episode]) -> dict:
     wrong = round(false_stops(curves, episodes, eta) * len(episodes))
     return reliability(np.concatenate(curves), labels) | {
         "episodes": len(episodes),
-        "recall": _recall(curves, episodes, eta),
+        "recall": recall(curves, episodes, eta),
         "false_stops": _share(wrong, len(episodes)),
         "false_stops_by_decision": false_stops_by_decision(curves, episodes, eta),
         "sweep": sweep(curves, episodes),

@@ -4,7 +4,6 @@ Bad input must cost nothing: one line that says what to do, exit code 2, every f
 The long tests share one debug run, which is killed after its second stage and then resumed.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ from types import SimpleNamespace
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from trees import tree
 from typer.testing import CliRunner
 
 import cli
@@ -50,16 +50,6 @@ def in_shell(*arguments, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
         command, capture_output=True, text=True, timeout=STAGE_TIMEOUT, **options
     )  # fmt: skip
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every path below a folder with a hash of its content: equal trees are byte-identical."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.is_file()
-        else "folder"
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 def assert_one_line(result, *words: str) -> None:

@@ -4,7 +4,6 @@ The runs themselves are scripted here; one slow test plays a small comparison fo
 resumes it.
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from types import SimpleNamespace
 
 import imageio.v3 as imageio
 import pytest
+from trees import tree
 from typer.testing import CliRunner
 
 import cli
@@ -31,16 +31,6 @@ from runs import BadRun, Run, RunConfig
 
 CLI = str(Path(cli.__file__).resolve())
 DEBUG = runs.preset("debug")
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every path below a folder with a hash of its content."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.is_file()
-        else "folder"
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 def flat(settings: dict, prefix: str = "") -> dict:

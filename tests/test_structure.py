@@ -25,8 +25,8 @@ LAYERS = [
     {"evaluate"},
     {"runs"},
     {"train"},
-    {"studies", "report", "compare"},
-    {"trust"},
+    {"studies", "report"},
+    {"trust", "compare"},
     {"cli"},
 ]
 
