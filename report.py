@@ -121,9 +121,9 @@ def _simulator(run: Run) -> list[str]:
         rows.append([label, *(_number(value, "{:.1f} dB") for value in values)])
     header = ["open-loop PSNR after", "1 decision", "5", "all"]
     lines = ["## Simulator", "", *_table(header, rows), ""]
-    error = _number(card.get("kinematics_mm"), "{:.1f}")
+    off, last = (_number(card.get(key), "{:.0f}") for key in ("hand_mm", "hand_mm_last"))
     lines += [f"On {card.get('episodes', '?')} held-out episodes."]
-    return lines + [f"Kinematics: {error} mm mean error after one decision."]
+    return lines + [f"The dreamt hand is {off} mm off on average, {last} mm at the last decision."]
 
 
 def _reflector(run: Run) -> list[str]:

@@ -63,10 +63,13 @@ class RunConfig:
             steps=1000, batch=32, learning_rate=8e-4, ema=0.99, bf16=True
         )
     )
+    kinematics_fit: FitConfig = field(
+        default_factory=lambda: FitConfig(steps=1500, learning_rate=3e-3, weight_decay=1e-3)
+    )
     own_rollouts_after: float = 0.2  # share of the simulator's steps before its first own rollouts
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)
     reflector_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=700, learning_rate=7e-4, ema=0.99)
+        default_factory=lambda: FitConfig(steps=1200, learning_rate=1e-3, ema=0.99)
     )
     loop: LoopConfig = field(default_factory=LoopConfig)
     probes: int = 10  # real starts a task at which the gauge compares dream and reality; 0: never
@@ -114,7 +117,8 @@ def preset(name: str) -> RunConfig:
             sft=FitConfig(steps=40, batch=16),
             simulator=SimulatorConfig(channels=(32, 32, 32)),
             simulator_fit=FitConfig(steps=15, batch=8, bf16=True),
-            reflector=ReflectorConfig(width=32, layers=1),
+            kinematics_fit=FitConfig(steps=15, batch=8),
+            reflector=ReflectorConfig(width=32),
             reflector_fit=FitConfig(steps=15, batch=16),
             loop=LoopConfig(iterations=2, groups=2, rollouts=4),
         )
@@ -124,7 +128,7 @@ def preset(name: str) -> RunConfig:
             base,
             simulator=SimulatorConfig(fold=2, channels=(128, 256, 384)),
             simulator_fit=replace(base.simulator_fit, steps=20_000, batch=128),
-            reflector=ReflectorConfig(width=256, layers=6),
+            reflector=ReflectorConfig(width=256),
             loop=replace(base.loop, iterations=60, groups=64),
         )
     raise ValueError(f"unknown preset {name!r}; expected cpu, debug or gpu")

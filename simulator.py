@@ -18,8 +18,6 @@ M memory frames.
 #   laptop's CPU, and folding is lossless.
 # DEVIATION: the paper's reference features are VGGT and CLIP; the small preset learns a small
 #   encoder for them, behind the same argument (`reference_tokens`).
-# DEVIATION: forward kinematics is fitted by least squares instead of taken from a robot model;
-#   because Meta-World moves the hand by a mocap weld, whose lag no URDF describes.
 """
 
 from __future__ import annotations
@@ -33,6 +31,7 @@ from torch import nn
 
 from camera import Camera
 from fit import bf16_autocast, device_of
+from kinematics import Kinematics
 from tasks import ACTION_DIM, STATE_DIM
 
 MEMORY = 4  # M: the current frame, the one before, the one half-way back, and the first
@@ -121,40 +120,16 @@ class Simulator(nn.Module):
             num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample",
             timestep_spacing="trailing", clip_sample=False, rescale_betas_zero_snr=True,
         )  # fmt: skip
-        # Linear kinematics s_{t+1} = W^T [s_t, s_t - s_{t-1}, a_t, 1], see `fit_kinematics`.
-        self.register_buffer(
-            "kinematics", torch.zeros(2 * STATE_DIM + config.chunk * ACTION_DIM + 1, STATE_DIM)
-        )
-        self.register_buffer("state_low", torch.full((STATE_DIM,), -2.0))
-        self.register_buffer("state_high", torch.full((STATE_DIM,), 2.0))
-
-    # -- kinematics
-
-    def fit_kinematics(self, episodes) -> float:
-        """Least squares on (state, motion, chunk) -> next state;
-        returns the mean position error in millimetres.
-
-        W = argmin sum || s_{t+1} - W^T [s_t, s_t - s_{t-1}, a_t, 1] ||^2
-
-        The motion is there because the hand lags behind its target: without it the error doubles.
-        """
-        inputs = torch.cat([_kinematic_inputs(*_transitions(e)) for e in episodes]).double()
-        targets = np.concatenate([e.state[1:] for e in episodes])
-        weights = torch.linalg.lstsq(inputs, torch.from_numpy(targets).double()).solution
-        self.kinematics.copy_(weights)
-        self.state_low.copy_(torch.from_numpy(targets.min(0)))
-        self.state_high.copy_(torch.from_numpy(targets.max(0)))
-        error = (inputs @ weights).numpy()[:, :3] - targets[:, :3]
-        return float(1000 * np.linalg.norm(error, axis=1).mean())
+        self.kinematics = Kinematics(config.chunk)  # trained on its own, before the frames
 
     def next_state(
-        self, state: torch.Tensor, previous: torch.Tensor, action: torch.Tensor
+        self, state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor
     ) -> torch.Tensor:
-        """State s_t and previous state s_{t-1} (B, S), chunk (B, K, A) -> s_{t+1} (B, S),
-        kept inside the range of states that were ever seen."""
-        device = self.kinematics.device
-        inputs = _kinematic_inputs(state.to(device), previous.to(device), action.to(device))
-        return (inputs @ self.kinematics).clamp(self.state_low, self.state_high)
+        """State s_t (B, S), motion m_t (B, S+3) and chunk (B, K, A), on any device
+        -> s_{t+1} (B, S), see `kinematics.Kinematics`."""
+        device = device_of(self)
+        with torch.no_grad():
+            return self.kinematics.next_state(*(x.to(device) for x in (state, motion, action)))
 
     # -- conditions
 
@@ -291,17 +266,6 @@ def memory_indices(t: int) -> list[int]:
 def _to_float(image: torch.Tensor) -> torch.Tensor:
     """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-0.5, 0.5]."""
     return image.movedim(-1, -3).float() / 255 - 0.5
-
-
-def _kinematic_inputs(state, previous, action) -> torch.Tensor:
-    ones = torch.ones(len(state), 1, dtype=state.dtype, device=state.device)
-    return torch.cat([state, state - previous, action.flatten(1), ones], dim=1)
-
-
-def _transitions(episode) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(s_t, s_{t-1}, a_t) of every decision; before the first decision the hand stood still."""
-    previous = np.concatenate([episode.state[:1], episode.state[:-2]])
-    return tuple(torch.from_numpy(x) for x in (episode.state[:-1], previous, episode.action))
 
 
 def transition_batches(episodes, batch: int, seed: int, own_rollouts=None):

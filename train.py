@@ -41,6 +41,7 @@ from evaluate import (
 )
 from fit import FitConfig, fit
 from gauge import PROBE_STARTS, Gauge, probe_starts
+from kinematics import episode_batches
 from policy import Policy, imitation_batches
 from ppo import Explorer, loop, no_signal
 from reflector import Reflector, calibrate, calibrate_probabilities, frame_batches
@@ -237,7 +238,7 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
         simulator, settings = run.simulator(camera), _refresh(config.simulator_fit)
         untrained = 0
     simulator.to(run.device)
-    millimetres = simulator.fit_kinematics(demonstrations + training)
+    learn_kinematics(config, simulator, demonstrations + training, number, progress)
     world = open_loop(run, simulator, OWN_ROLLOUTS)
     own_rollouts = OwnRollouts(
         world, demonstrations + training, untrained, seed=config.seed + number
@@ -255,10 +256,20 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
         f"{card['sim_psnr_last']:.1f} dB after 1 / 5 / all decisions "
         f"(first frame: {card['copy_psnr_1']:.1f} / {card['copy_psnr_5']:.1f} / "
         f"{card['copy_psnr_last']:.1f}), "
-        f"kinematics {millimetres:.1f} mm"
+        f"hand {card['hand_mm']:.0f} mm off, {card['hand_mm_last']:.0f} at the end"
     )
     ledger = {"imagined_frames": world.imagined_frames + judged.imagined_frames}
-    return {"line": line, "kinematics_mm": millimetres, "ledger": ledger, **result, **card}
+    return {"line": line, "ledger": ledger, **result, **card}
+
+
+def learn_kinematics(
+    config: RunConfig, simulator: Simulator, episodes: list[Episode], number: int, progress
+) -> None:
+    """Trains the simulator's kinematics on whole episodes (in later rounds it goes on)."""
+    settings = config.kinematics_fit if number == 1 else _refresh(config.kinematics_fit)
+    simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
+    sample = episode_batches(episodes, settings.batch, config.seed)
+    fit(simulator.kinematics, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
 
 
 def _refresh(fit: FitConfig) -> FitConfig:

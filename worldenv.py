@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from instructions import INSTRUCTIONS
+from kinematics import MOTION_DIM, motion_at_rest, next_motion
 from simulator import memory_indices
 from tasks import STATE_DIM, EnvConfig, Start, spaces
 from vlm import tokenize
@@ -33,7 +34,7 @@ BLOCK = 32  # slots imagined at a time: larger blocks leave the processor's cach
 class WorldEnv(gymnasium.vector.VectorEnv):
     """B imagined environments.
 
-    simulator: has next_state(state, previous, action), next_frame(memory, state, next_state,
+    simulator: has next_state(state, motion, action), next_frame(memory, state, next_state,
         action, tokens, generator) and reference_tokens(first), as simulator.Simulator;
         reflector: has reward(frames, tokens) and threshold.
     starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a
@@ -65,7 +66,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             (num_envs, config.horizon + 1, config.size, config.size, 3), np.uint8
         )
         self._states = np.zeros((num_envs, STATE_DIM), np.float32)
-        self._previous = np.zeros((num_envs, STATE_DIM), np.float32)  # one decision earlier
+        self._motions = np.zeros((num_envs, MOTION_DIM), np.float32)  # see kinematics.next_motion
         self._texts = [""] * num_envs
         self._time = np.zeros(num_envs, np.int64)
         self.done = np.ones(num_envs, bool)
@@ -91,7 +92,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             self._history[slot, 0], self._states[slot] = self.starts[start]
             self._texts[slot] = INSTRUCTIONS[start.task][0]
         self._time[:] = 0
-        self._previous[:] = self._states
+        self._motions[:] = motion_at_rest(torch.from_numpy(self._states)).numpy()
         self.done = np.arange(self.num_envs) >= len(starts)
         self._prepare()
         return self._observations(), {"success": np.zeros(self.num_envs, bool)}
@@ -139,8 +140,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         remembered = np.stack(
             [self._history[slot, memory_indices(int(self._time[slot]))] for slot in on]
         )
-        state = torch.from_numpy(self._states[on])
-        next_state = self.simulator.next_state(state, torch.from_numpy(self._previous[on]), action)
+        state, motion = torch.from_numpy(self._states[on]), torch.from_numpy(self._motions[on])
+        next_state = self.simulator.next_state(state, motion, action)
         frame = self.simulator.next_frame(
             torch.from_numpy(remembered),
             state,
@@ -151,7 +152,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         )
         self._time[on] += 1
         self._history[on, self._time[on]] = frame.cpu().numpy()
-        self._previous[on], self._states[on] = self._states[on], next_state.cpu().numpy()
+        self._motions[on] = next_motion(state, motion, action).numpy()
+        self._states[on] = next_state.cpu().numpy()
 
     def _judge(self, on: np.ndarray) -> np.ndarray:
         """R for the slots `on`, (n,) float32: the reflector reads
@@ -171,7 +173,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             (
                 self._history[i, : self._time[i] + 1].copy(),
                 self._states[i].copy(),
-                self._previous[i].copy(),
+                self._motions[i].copy(),
                 self._texts[i],
             )
             for i in slots
@@ -179,9 +181,9 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
     def set_states(self, states: list[tuple]) -> dict:
         """Continue from earlier states, one per slot from slot 0 on; returns observations."""
-        for slot, (history, state, previous, text) in enumerate(states):
+        for slot, (history, state, motion, text) in enumerate(states):
             self._history[slot, : len(history)] = history
-            self._states[slot], self._previous[slot] = state, previous
+            self._states[slot], self._motions[slot] = state, motion
             self._texts[slot] = text
             self._time[slot] = len(history) - 1
         self.done = np.arange(self.num_envs) >= len(states)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from camera import Camera
+from kinematics import motion_at_rest
 from policy import Policy, PolicyConfig, to_float
 from reflector import Reflector, ReflectorConfig, stack_frames
 from simulator import Simulator, SimulatorConfig
@@ -63,7 +64,8 @@ def test_simulator_computes_on_its_device(monkeypatch):
     )
     simulator = Simulator(SimulatorConfig(), CAMERA).to(OTHER).eval()
     state, action = torch.zeros((B, STATE_DIM)), torch.zeros((B, 4, ACTION_DIM))
-    assert simulator.next_state(state, state, action).device == OTHER
+    motion = motion_at_rest(state)
+    assert simulator.next_state(state, motion, action).device == OTHER
     tokens = simulator.reference_tokens(torch.zeros((B, 3, 64, 64)))
     assert tokens.device == OTHER
     memory = torch.zeros((B, 4, 3, 64, 64), device=OTHER)

@@ -20,7 +20,7 @@ class Brightening:
     def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
         return first[:, :1, :1, 0]
 
-    def next_state(self, state, previous, action):
+    def next_state(self, state, motion, action):
         return state + action[:, 0]
 
     def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):

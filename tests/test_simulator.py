@@ -128,51 +128,6 @@ def test_action_map_outside_of_the_view_is_black():
     assert small_simulator().action_map(far, far).max() < 1e-6
 
 
-# --------------------------------------------------------------------------------------- kinematics
-
-
-def linear_episodes(count: int) -> tuple[list[Episode], np.ndarray]:
-    """Episodes whose next state is a linear law of state, motion and chunk: (episodes, weights)."""
-    rng = np.random.default_rng(0)
-    weights = rng.normal(0, 0.3, (2 * STATE_DIM + CHUNK * ACTION_DIM + 1, STATE_DIM))
-    episodes = []
-    for _ in range(count):
-        action = rng.uniform(-1, 1, (8, CHUNK, ACTION_DIM)).astype(np.float32)
-        state = np.zeros((9, STATE_DIM), np.float32)
-        state[0] = rng.normal(0, 1, STATE_DIM)
-        for t in range(8):
-            motion = state[t] - state[max(t - 1, 0)]
-            state[t + 1] = np.concatenate([state[t], motion, action[t].ravel(), [1.0]]) @ weights
-        image, success = np.zeros((9, SIZE, SIZE, 3), np.uint8), np.zeros(9, np.uint8)
-        episodes.append(Episode(image, state, action, success, "reach", "", 0, "expert"))
-    return episodes, weights
-
-
-def test_least_squares_recovers_a_linear_law():
-    """Fitted weights and error, and next_state on states that were never seen."""
-    episodes, weights = linear_episodes(30)
-    simulator = small_simulator()
-    assert simulator.fit_kinematics(episodes) < 1e-2  # millimetres
-    assert np.allclose(simulator.kinematics.numpy(), weights, atol=1e-4)
-    state, action = torch.zeros(5, STATE_DIM), 0.3 * torch.randn(5, CHUNK, ACTION_DIM)
-    previous = 0.1 * torch.randn(5, STATE_DIM)
-    inputs = torch.cat([state, state - previous, action.flatten(1), torch.ones(5, 1)], dim=1)
-    twin = inputs @ torch.from_numpy(weights.astype(np.float32))
-    assert torch.allclose(simulator.next_state(state, previous, action), twin, atol=1e-4)
-
-
-def test_next_state_stays_inside_what_was_ever_seen():
-    """An absurd state is pulled back to the range of the episodes."""
-    episodes, _ = linear_episodes(30)
-    simulator = small_simulator()
-    simulator.fit_kinematics(episodes)
-    seen = np.concatenate([e.state[1:] for e in episodes])
-    far = torch.full((1, STATE_DIM), 1e3)
-    absurd = simulator.next_state(far, far, torch.zeros(1, CHUNK, ACTION_DIM))
-    low, high = torch.from_numpy(seen.min(0)), torch.from_numpy(seen.max(0))
-    assert ((absurd[0] == low) | (absurd[0] == high)).all()
-
-
 # ---------------------------------------------------------------------------------------- imagining
 
 

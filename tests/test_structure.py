@@ -18,7 +18,7 @@ LAYERS = [
     {"vlm"},
     {"tasks", "doctor"},
     {"demos", "fit"},
-    {"policy"},
+    {"policy", "kinematics"},
     {"simulator", "reflector"},
     {"worldenv", "ppo"},
     {"dreams", "gauge"},
@@ -88,10 +88,11 @@ def test_known_modules_import_downwards_only():
         ("demos", {"tasks", "camera"}),
         ("fit", set()),
         ("policy", {"tasks", "fit", "instructions", "vlm"}),
-        ("simulator", {"tasks", "fit", "camera"}),
+        ("kinematics", {"tasks"}),
+        ("simulator", {"tasks", "fit", "camera", "kinematics"}),
         ("reflector", {"tasks", "fit", "policy", "instructions", "vlm"}),
         ("ppo", {"tasks", "policy", "fit", "vlm"}),
-        ("worldenv", {"tasks", "vlm", "simulator", "instructions"}),
+        ("worldenv", {"tasks", "vlm", "simulator", "instructions", "kinematics"}),
     ],
 )
 def test_parts_know_only_what_they_must(name, allowed):

@@ -43,7 +43,7 @@ class Faithful:
     def reference_tokens(self, first):
         return first[:, :1, :1, 0]
 
-    def next_state(self, state, previous, action):
+    def next_state(self, state, motion, action):
         following = state.clone()
         following[:, 0] = state[:, 0] / 2 + action[:, :, 0].sum(1)
         return following
@@ -530,7 +530,6 @@ def test_trust_of_a_real_run(tmp_path):
         simulator, reflector = Simulator(config.simulator, env.camera), Reflector(config.reflector)
     finally:
         env.close()
-    simulator.fit_kinematics(kept)
     reflector.threshold.fill_(0.01)  # an untrained R is above it: the dream succeeds at once
     runs.save_part(run.checkpoint("sft"), Policy(config.policy), asdict(config.policy))
     runs.save_part(run.checkpoint("simulator"), simulator, simulator.description())

@@ -27,15 +27,17 @@ class ScriptedSimulator:
         self.asked = 0
         self.memories: list[np.ndarray] = []
         self.motions: list[list[float]] = []  # of x, before every decision
+        self.targets: list[list[float]] = []  # of x, too
 
     def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
         assert first.shape[1:] == (3, SIZE, SIZE) and first.min() >= -0.5 and first.max() <= 0.5
         return first[:, :1, :1, 0]
 
-    def next_state(self, state, previous, action) -> torch.Tensor:
+    def next_state(self, state, motion, action) -> torch.Tensor:
         assert action.abs().max() <= 1
-        if previous is not None:
-            self.motions.append((state - previous)[:, 0].tolist())
+        if motion is not None:
+            self.motions.append((state[:, :4] - motion[:, :4])[:, 0].tolist())
+            self.targets.append(motion[:, 4].tolist())
         following = state.clone()
         following[:, 0] += action[:, :, 0].sum(1)
         return following
@@ -211,16 +213,22 @@ def test_simulator_remembers_the_slots_own_history():
 
 
 def test_kinematics_is_told_the_motion():
-    """s_t - s_{t-1}: none before the first decision of an episode, a branch remembers its own."""
+    """s_t - s_{t-1}: none before the first decision of an episode, a branch remembers its own;
+    and the target, which starts at the hand and moves by a hundredth of the action."""
     env = world(2)
     for _ in range(2):
         env.reset(options={"starts": list(known_starts())[:2]})
+        start = env._states[:, 0].tolist()
         env.step(push(0.3, 0.2))
         env.step(push(0.1, 0.1))
         env.set_states(env.get_states([1, 0]))
         env.step(push(0.0, 0.0))
     expected = [[0.0, 0.0], [0.3, 0.2], [0.1, 0.1]] * 2
     assert np.allclose(env.simulator.motions, expected, atol=1e-6)
+    assert np.allclose(env.simulator.targets[0], start, atol=1e-6)
+    moved = np.add(start, [0.003, 0.002])
+    assert np.allclose(env.simulator.targets[1], moved, atol=1e-6)
+    assert np.allclose(env.simulator.targets[2], (moved + [0.001, 0.001])[::-1], atol=1e-6)
     env.reset(options={"starts": list(known_starts())[:2]})
     env.step(push(0.3, 0.2))
     env.set_states(env.get_states([1, 0]))

@@ -1,0 +1,155 @@
+"""Forward kinematics: where a chunk of actions takes the hand.
+
+Paper's section: "World simulator" (the next pose, drawn as the action map, by forward kinematics).
+
+    s_t, motion m_t, chunk a_t --> network --> s_{t+1}
+    s_{t-1}, target g_t, a_t   ----------->    m_{t+1} = (s_t, g_{t+1})
+
+An action moves a target, by a known amount; the hand is pulled after it and lags, or stays behind
+where something is in its way. The target alone would be exact in the long run, the network adds the
+lag. It is trained on whole episodes *open loop*, from the first state and the actions alone:
+that is how a dream uses it. A law fitted to single decisions is 6 mm off after one of them, but
+54 mm at the end of an episode, more than the size of the things that the hand should meet.
+
+# DEVIATION: forward kinematics is learned instead of taken from a robot model; because Meta-World
+#   moves the hand by a mocap weld, whose lag no URDF describes.
+
+Symbols: B batch, T decisions, K actions in a chunk, A action dimensions, S state dimensions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from tasks import ACTION_DIM, STATE_DIM
+
+METRES_PER_ACTION = 0.01  # what an action of 1 moves the target by [Meta-World]
+# The box that holds the target, metres [Meta-World; two of fifty tasks let it 20 cm lower].
+WORKSPACE_LOW, WORKSPACE_HIGH = (-0.5, 0.4, 0.05), (0.5, 1.0, 0.5)
+MOTION_DIM = STATE_DIM + 3  # the state one decision earlier, and the target's x, y, z
+WIDTH = 192  # of the two hidden layers
+UNIT = (0.02, 0.02, 0.02, 0.1)  # a decision changes position (metres) and gripper by about this
+
+
+def motion_at_rest(state: torch.Tensor) -> torch.Tensor:
+    """(..., S) -> (..., S + 3): the motion of a hand that has stood still, its target its place."""
+    return torch.cat([state, state[..., :3]], dim=-1)
+
+
+def next_motion(state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """State s_t (B, S), motion m_t (B, S+3), chunk (B, K, A) in [-1, 1] -> m_{t+1} (B, S+3).
+
+    g <- clip(g + 0.01 a_xyz, workspace), K times
+    """
+    low, high = (torch.tensor(x, device=state.device) for x in (WORKSPACE_LOW, WORKSPACE_HIGH))
+    target = motion[:, STATE_DIM:]
+    for k in range(action.shape[1]):
+        moved = target + METRES_PER_ACTION * action[:, k, :3].clamp(-1, 1)
+        target = torch.minimum(torch.maximum(moved, low), high)
+    return torch.cat([state, target], dim=1)
+
+
+def motions(episode) -> np.ndarray:
+    """The motion before each decision of an episode and after its last, (T+1, S+3) float32."""
+    states, actions = torch.from_numpy(episode.state), torch.from_numpy(episode.action)
+    found = [motion_at_rest(states[:1])]
+    for t in range(len(episode)):
+        found.append(next_motion(states[t : t + 1], found[-1], actions[t : t + 1]))
+    return torch.cat(found).numpy()
+
+
+class Kinematics(nn.Module):
+    """`loss, metrics = kinematics(batch)` trains it; `next_state` imagines."""
+
+    def __init__(self, chunk: int):
+        super().__init__()
+        inputs = 2 * STATE_DIM + 3 + chunk * ACTION_DIM
+        self.network = nn.Sequential(
+            nn.Linear(inputs, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(),
+            nn.Linear(WIDTH, STATE_DIM),
+        )  # fmt: skip
+        self.linear = nn.Linear(inputs, STATE_DIM)
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+        self.register_buffer("unit", torch.tensor(UNIT))
+        self.register_buffer("middle", torch.zeros(STATE_DIM))
+        self.register_buffer("low", torch.full((STATE_DIM,), -2.0))
+        self.register_buffer("high", torch.full((STATE_DIM,), 2.0))
+
+    def set_range(self, states: np.ndarray) -> None:
+        """states: (N, S) that were ever seen; next states are kept inside their range."""
+        self.middle.copy_(torch.from_numpy(states.mean(0)))
+        self.low.copy_(torch.from_numpy(states.min(0)))
+        self.high.copy_(torch.from_numpy(states.max(0)))
+
+    def next_state(
+        self, state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor
+    ) -> torch.Tensor:
+        """s_t (B, S), m_t (B, S+3) and chunk (B, K, A) -> s_{t+1} (B, S).
+
+        s_{t+1} = clip(s_t + unit * (W z + f(z))),
+        z = (s_t - middle) / 5 unit, (s_t - s_{t-1}) / unit, (g_t - s_t) / unit, a_t
+        """
+        previous, target = motion[:, :STATE_DIM], motion[:, STATE_DIM:]
+        z = torch.cat(
+            [
+                (state - self.middle) / (5 * self.unit),
+                (state - previous) / self.unit,
+                (target - state[:, :3]) / self.unit[:3],
+                action.flatten(1),
+            ],
+            dim=1,
+        )
+        following = state + self.unit * (self.linear(z) + self.network(z))
+        return torch.minimum(torch.maximum(following, self.low), self.high)
+
+    def open_loop(self, first: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """First states (B, S) and all chunks (B, T, K, A) -> the states that follow, (B, T, S)."""
+        state, motion, path = first, motion_at_rest(first), []
+        for t in range(action.shape[1]):
+            following = self.next_state(state, motion, action[:, t])
+            motion = next_motion(state, motion, action[:, t])
+            state = following
+            path.append(state)
+        return torch.stack(path, dim=1)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Mean error of the open-loop path on {"state" (B, T+1, S), "action" (B, T, K, A),
+        "played" (B, T), 1 where the episode lasted}, in units of `UNIT`:
+
+        loss = mean_t | s_t - f(s_0, a_0 ... a_{t-1}) | / unit
+        """
+        path = self.open_loop(batch["state"][:, 0], batch["action"])
+        off, played = path - batch["state"][:, 1:], batch["played"]
+        loss = ((off / self.unit).abs().mean(-1) * played).sum() / played.sum()
+        with torch.no_grad():
+            metres = (off[..., :3].norm(dim=-1) * played).sum() / played.sum()
+        return loss, {"millimetres": 1000 * metres.item()}
+
+
+def whole_episodes(episodes) -> dict[str, torch.Tensor]:
+    """All episodes side by side, the short ones filled up with zeros: a batch for `Kinematics`."""
+    longest = max(len(e) for e in episodes)
+    chunk = episodes[0].action.shape[1:]
+    state = np.zeros((len(episodes), longest + 1, STATE_DIM), np.float32)
+    action = np.zeros((len(episodes), longest, *chunk), np.float32)
+    played = np.zeros((len(episodes), longest), np.float32)
+    for i, e in enumerate(episodes):
+        state[i, : len(e) + 1], action[i, : len(e)], played[i, : len(e)] = e.state, e.action, 1
+    return {
+        name: torch.from_numpy(x)
+        for name, x in (("state", state), ("action", action), ("played", played))
+    }
+
+
+def episode_batches(episodes, batch: int, seed: int):
+    """A `sample(step)` for fit.fit: whole episodes, drawn evenly."""
+    rng, everything = np.random.default_rng(seed), whole_episodes(episodes)
+
+    def sample(step: int) -> dict[str, torch.Tensor]:
+        rows = torch.from_numpy(rng.integers(len(episodes), size=batch))
+        return {name: x[rows] for name, x in everything.items()}
+
+    return sample

@@ -1,0 +1,126 @@
+"""Forward kinematics: the target's arithmetic, and a hand that lags behind it."""
+
+import numpy as np
+import pytest
+import torch
+
+from demos import Episode
+from fit import FitConfig, fit
+from kinematics import (
+    MOTION_DIM,
+    WORKSPACE_HIGH,
+    Kinematics,
+    episode_batches,
+    motion_at_rest,
+    motions,
+    next_motion,
+    whole_episodes,
+)
+from tasks import ACTION_DIM, STATE_DIM, EnvConfig, RealEnv
+
+CHUNK = 4
+
+
+def lagging_episodes(count: int, seed: int = 0) -> list[Episode]:
+    """In every decision the hand covers half of the way to its target; the gripper obeys."""
+    rng = np.random.default_rng(seed)
+    episodes = []
+    for _ in range(count):
+        length = int(rng.integers(4, 12))
+        action = rng.uniform(-1, 1, (length, CHUNK, ACTION_DIM)).astype(np.float32)
+        action[:, :, :3] += rng.uniform(-0.6, 0.6, 3)  # somewhere to go
+        action = action.clip(-1, 1)
+        state = np.zeros((length + 1, STATE_DIM), np.float32)
+        state[0] = [*rng.uniform([-0.1, 0.6, 0.2], [0.1, 0.8, 0.3]), 1.0]
+        target = state[0, :3].copy()
+        for t in range(length):
+            target += 0.01 * action[t, :, :3].sum(0)
+            state[t + 1, :3] = (state[t, :3] + target) / 2
+            state[t + 1, 3] = 0.5 - 0.5 * action[t, -1, 3]
+        image, success = np.zeros((length + 1, 8, 8, 3), np.uint8), np.zeros(length + 1, np.uint8)
+        episodes.append(Episode(image, state, action, success, "reach", "", 0, "expert"))
+    return episodes
+
+
+def test_the_target_is_what_the_actions_add_up_to():
+    """One centimetre for an action of 1, none for the gripper, nothing outside the workspace."""
+    state = torch.tensor([[0.0, 0.6, 0.2, 1.0], [0.49, 0.6, 0.2, 1.0]])
+    motion = motion_at_rest(state)
+    assert torch.equal(motion[:, :STATE_DIM], state) and motion.shape == (2, MOTION_DIM)
+    action = torch.zeros(2, CHUNK, ACTION_DIM)
+    action[:, :, 0], action[:, :2, 1], action[:, :, 3] = 1.0, -0.5, 1.0
+    after = next_motion(state + 1, motion, action)
+    assert torch.equal(after[:, :STATE_DIM], state + 1)  # what was now is then the past
+    expected = torch.tensor([[0.04, 0.59, 0.2], [WORKSPACE_HIGH[0], 0.59, 0.2]])
+    assert torch.allclose(after[:, STATE_DIM:], expected, atol=1e-6)
+
+
+def test_motions_of_an_episode():
+    """At rest at first; afterwards the state before and the sum of the actions."""
+    episode = lagging_episodes(1)[0]
+    found = motions(episode)
+    assert found.shape == (len(episode) + 1, MOTION_DIM) and found.dtype == np.float32
+    assert np.array_equal(found[0], [*episode.state[0], *episode.state[0, :3]])
+    assert np.array_equal(found[1:, :STATE_DIM], episode.state[:-1])
+    sums = 0.01 * episode.action[..., :3].sum(1).cumsum(0) + episode.state[0, :3]
+    assert np.allclose(found[1:, STATE_DIM:], sums, atol=1e-5)
+
+
+def test_learns_a_hand_that_lags_behind_its_target():
+    """Open loop on other episodes: within two millimetres where a hand that stays is 5 cm off."""
+    torch.manual_seed(0)
+    episodes, others = lagging_episodes(60), lagging_episodes(20, seed=1)
+    kinematics = Kinematics(CHUNK)
+    kinematics.set_range(np.concatenate([e.state for e in episodes]))
+    sample = episode_batches(episodes, 32, 0)
+    fit(kinematics, sample, FitConfig(steps=300, learning_rate=3e-3, warmup=10))
+    with torch.no_grad():
+        loss, metrics = kinematics(whole_episodes(others))
+    stays = [1000 * np.linalg.norm(e.state[1:, :3] - e.state[0, :3], axis=1) for e in others]
+    assert np.concatenate(stays).mean() > 50
+    assert metrics["millimetres"] < 2 and loss < 0.2
+
+
+def test_episodes_of_any_length_count_alike():
+    """What fills up a short episode changes neither loss nor gradient."""
+    short, long = sorted(lagging_episodes(8), key=len)[0], sorted(lagging_episodes(8), key=len)[-1]
+    assert len(short) < len(long)
+    kinematics = Kinematics(CHUNK)
+    together = whole_episodes([short, long])
+    with torch.no_grad():
+        apart = [kinematics(whole_episodes([e]))[0].item() for e in (short, long)]
+        expected = (apart[0] * len(short) + apart[1] * len(long)) / (len(short) + len(long))
+        assert kinematics(together)[0].item() == pytest.approx(expected, rel=1e-5)
+        together["action"][0, len(short) :] = 1.0
+        assert kinematics(together)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_next_state_stays_inside_what_was_ever_seen():
+    """An absurd state is pulled back to the range of the episodes."""
+    seen = np.concatenate([e.state for e in lagging_episodes(5)])
+    kinematics = Kinematics(CHUNK)
+    kinematics.set_range(seen)
+    far = torch.full((1, STATE_DIM), 1e3)
+    absurd = kinematics.next_state(far, motion_at_rest(far), torch.zeros(1, CHUNK, ACTION_DIM))
+    assert torch.equal(absurd[0].detach(), torch.from_numpy(seen.max(0)))
+
+
+def test_the_target_is_metaworlds_own():
+    """After every decision of random actions our sum is where MuJoCo's mocap body is."""
+    env = RealEnv("reach-wall", EnvConfig(horizon=9))
+    try:
+        observation, _ = env.reset(seed=3)
+        state = torch.from_numpy(observation["state"])[None]
+        # Meta-World's own start: the target stands where it was put, the hand not quite there yet.
+        motion, offset = motion_at_rest(state), None
+        rng = np.random.default_rng(0)
+        for _ in range(6):
+            action = rng.uniform(-1, 1, (CHUNK, ACTION_DIM)).astype(np.float32)
+            observation, *_ = env.step(action)
+            motion = next_motion(state, motion, torch.from_numpy(action)[None])
+            gap = env._sim.data.mocap_pos[0] - motion[0, STATE_DIM:].numpy()
+            assert np.linalg.norm(gap) < 0.05
+            offset = gap if offset is None else offset
+            assert np.allclose(gap, offset, atol=1e-4)
+    finally:
+        env.close()
