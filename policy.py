@@ -32,7 +32,7 @@ from torch import nn
 from fit import device_of
 from instructions import INSTRUCTIONS
 from tasks import ACTION_DIM, STATE_DIM
-from vlm import VOCABULARY, read, small_llava, tokenize
+from vlm import VOCABULARY, FiLMConv, mean_word, read, small_llava, spatial_softmax, tokenize
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,6 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if self.backbone not in ("cnn", "vlm"):
             raise ValueError(f"PolicyConfig.backbone: got {self.backbone!r}, expected cnn or vlm")
-
-
-class FiLMConv(nn.Module):
-    """Convolution, GroupNorm, feature-wise scale and shift from the instruction, SiLU."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int, text_dim: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels, 3, stride, padding=1)
-        self.norm = nn.GroupNorm(8, channels)
-        self.film = nn.Linear(text_dim, 2 * channels)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
-
-    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        gamma, delta = self.film(text)[:, :, None, None].chunk(2, dim=1)
-        return F.silu(self.norm(self.conv(x)) * (1 + gamma) + delta)
 
 
 class SmallBackbone(nn.Module):
@@ -95,18 +79,12 @@ class SmallBackbone(nn.Module):
         self.features = 4 * width + text_dim
 
     def forward(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        mask = (tokens > 0).unsqueeze(-1)  # (B, L, 1)
-        text = (self.embed(tokens) * mask).sum(1) / mask.sum(1).clamp(min=1)  # mean word embedding
+        text = mean_word(self.embed, tokens)
         x = image
         for conv in self.convs:
             x = conv(x, text)
-        b, c, h, w = x.shape  # (B, 2*width, H/4, W/4)
-        attention = (x.flatten(2) * self.temperature.exp()).softmax(-1).view(b, c, h, w)
-        rows = torch.linspace(-1, 1, h, device=x.device)
-        columns = torch.linspace(-1, 1, w, device=x.device)
-        row = (attention.sum(3) * rows).sum(-1)  # expected row of each feature, in [-1, 1]
-        column = (attention.sum(2) * columns).sum(-1)
-        return torch.cat([row, column, text], dim=-1)
+        # (B, 2*width, H/4, W/4) -> (B, 4*width)
+        return torch.cat([spatial_softmax(x, self.temperature.exp()), text], dim=-1)
 
 
 def random_shift(

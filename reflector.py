@@ -10,11 +10,12 @@ the stop is the return of the rollout.
                                                                                      |
                                                 R <-- head <-- h_t <-----------------'
 
-# DEVIATION: the paper freezes a pretrained LLaVA and trains the head; the small preset builds the
-#   same LLaVA architecture of transformers (CLIP vision encoder, projector, Llama) from a small
-#   configuration and trains all of it; because no checkpoint fits on a laptop's CPU. Its vision
-#   encoder takes the three frames as 9 channels of one picture, so that patches can compare the
-#   same place at three times; a pretrained encoder would get three pictures.
+# DEVIATION: the paper freezes a pretrained LLaVA and trains the head; the small preset trains all
+#   of a small vision-language model (`vlm.KeypointVLM`: convolutions, projector, transformers'
+#   Llama); because no checkpoint fits on a laptop's CPU, and CLIP's vision encoder with untrained
+#   weights learns three times slower from so few frames, and where things are least of all. The
+#   three frames are 9 channels of one picture, so that the same place can be compared at three
+#   times; a pretrained encoder would get three pictures.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import nn
 from fit import device_of
 from instructions import INSTRUCTIONS
 from policy import random_shift
-from vlm import TOKENS, read, small_llava, tokenize
+from vlm import TOKENS, KeypointVLM, tokenize
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class ReflectorConfig:
     """Architecture of the small preset, and the stop."""
 
     size: int = 64  # pixels
-    width: int = 128  # hidden size of both encoders
-    layers: int = 3  # of the vision encoder; the language model has two
+    width: int = 128  # hidden size of the language model; the vision encoder has half as many
     threshold: float = 0.5  # eta [paper]; `calibrate` replaces it by the run's own
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Reflector(nn.Module):
     def __init__(self, config: ReflectorConfig):
         super().__init__()
         self.config = config
-        self.vlm = small_llava(9, config.size, config.width, config.layers)
+        self.vlm = KeypointVLM(9, config.width)
         self.head = nn.Linear(config.width, 1)
         self.register_buffer("threshold", torch.tensor(config.threshold))
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))  # slope and offset of the logits
@@ -65,7 +65,7 @@ class Reflector(nn.Module):
         first, previous, current = frames.split(3, dim=1)
         # What changed is the question, so changes are what the encoder sees beside the frame.
         picture = torch.cat([current, current - first, current - previous], dim=1)
-        return self.head(read(self.vlm, picture, tokens)).squeeze(-1)
+        return self.head(self.vlm(picture, tokens)).squeeze(-1)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Binary cross-entropy on {"frames" (B, 3, H, W, 3) uint8, "tokens" (B, L),
@@ -106,19 +106,16 @@ def stack_frames(frames: torch.Tensor) -> torch.Tensor:
 
 
 def _augment(frames: torch.Tensor) -> torch.Tensor:
-    """What a dream gets wrong: slight shifts, noise, blur and brightness,
+    """What a dream gets wrong: slight shifts, noise and brightness,
     the same for the three frames of a row.
 
     The reflector is trained on real frames but judges imagined ones; these are the artefacts of the
     small simulator.
     """
     b = len(frames)
-    frames = random_shift(frames, 2)
-    noise, blur, share, light = torch.rand(4, b, 1, 1, 1, device=frames.device)
-    frames = frames + 0.04 * noise * torch.randn_like(frames)
-    blurred = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    mix = blur * (share < 0.5)
-    return frames + mix * (blurred - frames) + 0.1 * (light - 0.5)
+    frames = random_shift(frames, 3)
+    noise, light = torch.rand(2, b, 1, 1, 1, device=frames.device)
+    return frames + 0.04 * noise * torch.randn_like(frames) + 0.1 * (light - 0.5)
 
 
 def reflector_frames(images: np.ndarray, t: int) -> np.ndarray:
@@ -206,13 +203,16 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
 
 
 def calibrate(reflector: Reflector, episodes, allowed: float = 0.03) -> float:
-    """Set the threshold to the eta in {0.1, 0.15, ... 0.95, 0.98} whose verdicts are right in most
+    """Set the threshold to the eta in {0.02, 0.04 ... 0.98} whose verdicts are right in most
     held-out episodes (see `right_verdicts`) among those that stop at most the share `allowed` of
-    them falsely; among equals the highest, which stops least; 0.98 if all stop more."""
+    them falsely; of several equals the middle one, which lies farthest from where it would be
+    wrong; 0.98 if all stop more."""
     curves = judge_episodes(reflector, episodes)
-    grid = [*np.arange(0.1, 0.96, 0.05).tolist(), 0.98]
+    grid = (np.arange(1, 50) / 50).tolist()
     fit = [eta for eta in grid if false_stops(curves, episodes, eta) <= allowed] or [grid[-1]]
-    best = max(fit, key=lambda eta: (right_verdicts(curves, episodes, eta), eta))
+    right = [right_verdicts(curves, episodes, eta) for eta in fit]
+    equals = [eta for eta, share in zip(fit, right, strict=True) if share == max(right)]
+    best = equals[len(equals) // 2]
     reflector.threshold.fill_(best)
     return best
 

@@ -1,8 +1,9 @@
-"""Words and pictures: the tokenizer, and a small vision-language model of transformers' LLaVA.
+"""Words and pictures: the tokenizer, convolutions that read an instruction, and two small
+vision-language models around a language model of transformers.
 
-Used by the reflector (always) and by the policy (`backbone="vlm"`). The architecture is LLaVA:
-CLIP vision encoder, projector, Llama. Only its size is ours, so that it trains from scratch on a
-processor.
+`KeypointVLM` (the reflector) has a convolutional vision encoder that reports where things are;
+`small_llava` (the policy's `backbone="vlm"`) is transformers' LLaVA with CLIP's vision encoder.
+Only their sizes are ours, so that they train from scratch on a processor.
 
 Symbols: B batch, C channels of a picture (3 per frame), L instruction tokens.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from instructions import INSTRUCTIONS
@@ -47,6 +49,99 @@ def tokenize(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
         [encoding.ids for encoding in _TOKENIZER.encode_batch(list(texts))], dtype=torch.int64
     )
 
+
+IMAGE_TOKENS = 4  # of `KeypointVLM`: what the picture says, in so many words
+
+# ----------------------------------------------------------------------------------- convolutions
+
+
+class FiLMConv(nn.Module):
+    """Convolution, GroupNorm, feature-wise scale and shift from the instruction, SiLU."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, text_dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels, 3, stride, padding=1)
+        self.norm = nn.GroupNorm(8, channels)
+        self.film = nn.Linear(text_dim, 2 * channels)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        gamma, delta = self.film(text)[:, :, None, None].chunk(2, dim=1)
+        return F.silu(self.norm(self.conv(x)) * (1 + gamma) + delta)
+
+
+def mean_word(embed: nn.Embedding, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, L), 0 pads -> the mean embedding of the words, (B, D)."""
+    mask = (tokens > 0).unsqueeze(-1)
+    return (embed(tokens) * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def spatial_softmax(x: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:
+    """Feature maps (B, C, H, W) -> the expected row and column of each, (B, 2C) in [-1, 1]."""
+    b, c, h, w = x.shape
+    attention = (x.flatten(2) * sharpness).softmax(-1).view(b, c, h, w)
+    rows = torch.linspace(-1, 1, h, device=x.device)
+    columns = torch.linspace(-1, 1, w, device=x.device)
+    row = (attention.sum(3) * rows).sum(-1)
+    column = (attention.sum(2) * columns).sum(-1)
+    return torch.cat([row, column], dim=1)
+
+
+class KeypointVLM(nn.Module):
+    """Vision encoder, projector, language model, as in LLaVA:
+
+        picture --FiLM convolutions--> keypoints --projector--> image tokens --.
+        instruction -------------------------------> word embeddings ----------+--> Llama --> h
+
+    A keypoint says where a feature is in the picture (spatial softmax), how strong there, and how
+    strong on average. The language model is transformers' Llama, two layers.
+    """
+
+    def __init__(self, channels: int, width: int):
+        from transformers import LlamaConfig, LlamaModel
+
+        super().__init__()
+        keypoints = width // 2
+        self.words = nn.Embedding(VOCABULARY, width, padding_idx=0)
+        self.convs = nn.ModuleList(
+            [
+                FiLMConv(channels, keypoints // 2, 2, width),
+                FiLMConv(keypoints // 2, keypoints, 2, width),
+                FiLMConv(keypoints, keypoints, 1, width),
+                FiLMConv(keypoints, keypoints, 1, width),
+            ]
+        )
+        self.log_sharpness = nn.Parameter(torch.zeros(()))
+        self.projector = nn.Sequential(
+            nn.Linear(4 * keypoints, 2 * width), nn.LayerNorm(2 * width), nn.SiLU(),
+            nn.Linear(2 * width, IMAGE_TOKENS * width),
+        )  # fmt: skip
+        self.llama = LlamaModel(
+            LlamaConfig(
+                vocab_size=1, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+                num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64,
+                bos_token_id=None, eos_token_id=None,
+                attn_implementation="eager",  # fused attention is slow on a CPU at this size
+            )
+        )  # fmt: skip
+
+    def forward(self, picture: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) float in [-0.5, 0.5], tokens (B, L) -> h of the last token, (B, width)."""
+        x, text = picture, mean_word(self.words, tokens)
+        for conv in self.convs:
+            x = conv(x, text)
+        where = spatial_softmax(x, self.log_sharpness.exp())
+        keypoints = torch.cat([where, x.amax((2, 3)), x.mean((2, 3))], dim=1)
+        image = self.projector(keypoints).unflatten(1, (IMAGE_TOKENS, -1))
+        # Words first, image last: the last token is an image token, whatever the padding.
+        mask = torch.cat([tokens > 0, tokens.new_ones(len(tokens), IMAGE_TOKENS).bool()], dim=1)
+        prompt = torch.cat([self.words(tokens), image], dim=1)
+        hidden = self.llama(inputs_embeds=prompt, attention_mask=mask.long(), use_cache=False)
+        return hidden.last_hidden_state[:, -1].float()
+
+
+# ------------------------------------------------------------------------------------------- LLaVA
 
 IMAGE_TOKEN = VOCABULARY  # the id of the placeholder that image features replace
 

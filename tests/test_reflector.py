@@ -28,7 +28,7 @@ SIZE = 32
 def small_reflector(seed: int = 0) -> Reflector:
     """A vision-language model of some ten thousand weights."""
     torch.manual_seed(seed)
-    return Reflector(ReflectorConfig(size=SIZE, width=32, layers=1))
+    return Reflector(ReflectorConfig(size=SIZE, width=32))
 
 
 def scripted_episode(success: list[int], task: str = "drawer-open", offset: int = 0) -> Episode:
@@ -237,26 +237,26 @@ def calibrated(monkeypatch, curves: list[list[float]], success: list[list[int]])
 
 
 def test_calibration_separates_what_can_be_separated(monkeypatch):
-    """The highest threshold that still stops the success and not the failure."""
+    """The middle of the thresholds that stop the success and not the failure."""
     labels = [[0, 0, 1], [0, 0, 0]]
-    assert calibrated(monkeypatch, [[0.1, 0.82], [0.4, 0.3]], labels) == pytest.approx(0.8)
-    assert calibrated(monkeypatch, [[0.1, 0.97], [0.9, 0.3]], labels) == pytest.approx(0.95)
+    assert calibrated(monkeypatch, [[0.1, 0.82], [0.4, 0.3]], labels) == pytest.approx(0.6)
+    assert calibrated(monkeypatch, [[0.1, 0.97], [0.9, 0.3]], labels) == pytest.approx(0.94)
 
 
 def test_calibration_prefers_not_to_stop_at_the_wrong_frame(monkeypatch):
     """A stop before the success is as wrong as one without any: above 0.72 nothing is wrong."""
     labels = [[0, 0, 0, 1], [0, 0, 0, 0]]
     curves = [[0.1, 0.72, 0.9], [0.2, 0.1, 0.1]]
-    assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.85)
+    assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.8)
 
 
 def test_calibration_allows_few_false_stops(monkeypatch):
     """Two successes at 0.4 are worth more than one false stop; but one in three is too many."""
     labels = [[0, 1], [0, 1], [0, 0]]
-    curves = [[0.45], [0.45], [0.42]]
-    assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.95, abs=0.04)  # stops nothing
+    curves = [[0.45], [0.45], [0.45]]
+    assert calibrated(monkeypatch, curves, labels) > 0.45  # stops nothing
     curves = [[0.45], [0.45], [0.3]]
-    assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.4)
+    assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.38)
 
 
 def test_platt_scaling_recovers_the_true_probabilities():
