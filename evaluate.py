@@ -151,24 +151,68 @@ def simulator_card(world, episodes: list[Episode]) -> dict:
 # ---------------------------------------------------------------------------------------- reflector
 
 
-def reflector_card(reflector, episodes: list[Episode]) -> dict:
-    """AUROC over frames, false stops per episode and recall at success, on held-out real episodes.
+def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
+    """Is R the probability that it claims to be? Over n frames.
 
-    recall: among episodes that succeed, the share that the reflector stops at a successful frame.
+    scores: (n,) in [0, 1]; labels: (n,) of 0 and 1. Returns "auroc", "ece", "brier", "n" and
+    "bins": of equal width, [{"low", "high", "n", "score": mean R, "rate": mean y}], without empty
+    ones. Raises ValueError for no frames, different lengths, scores outside [0, 1] or other labels.
     """
     from sklearn.metrics import roc_auc_score
 
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    n = len(scores)
+    if not n or labels.shape != (n,):
+        raise ValueError(
+            f"reliability: got {n} scores and {len(labels)} labels; expected as many, at least "
+            "one; judge the frames of one or more episodes"
+        )
+    if not (((scores >= 0) & (scores <= 1)).all() and np.isin(labels, (0, 1)).all()):
+        raise ValueError(
+            "reliability: got other values; expected scores in [0, 1] and labels of 0 and 1; "
+            "give rewards, not logits"
+        )
+    number = np.minimum((scores * bins).astype(int), bins - 1)  # 1.0 belongs to the last bin
+    rows = [
+        {
+            "low": b / bins,
+            "high": (b + 1) / bins,
+            "n": int((number == b).sum()),
+            "score": float(scores[number == b].mean()),
+            "rate": float(labels[number == b].mean()),
+        }
+        for b in np.unique(number).tolist()
+    ]
+    both_classes = 0 < labels.sum() < n
+    return {
+        "n": n,
+        "auroc": float(roc_auc_score(labels, scores)) if both_classes else None,
+        # ECE = sum_b n_b / n |mean R in b - mean y in b|
+        "ece": float(sum(row["n"] / n * abs(row["score"] - row["rate"]) for row in rows)),
+        # Brier = mean (R - y)^2
+        "brier": float(np.mean((scores - labels) ** 2)),
+        "bins": rows,
+    }
+
+
+def reflector_card(reflector, episodes: list[Episode]) -> dict:
+    """How the reflector judges held-out episodes, real ones or dreams that kept the real labels.
+
+    Over frames: AUROC, ECE and Brier score of R (see `reliability`). Over episodes, at the run's
+    eta: false stops with Wilson's interval; recall, among episodes that succeed the share that is
+    stopped at a successful frame. nan where it cannot be known: no success, or nothing else.
+    """
     eta = float(reflector.threshold)
     curves = judge_episodes(reflector, episodes)
     labels = np.concatenate([e.success[1:] for e in episodes])
-    scores = np.concatenate(curves)
+    frames = reliability(np.concatenate(curves), labels)
     caught = recall(curves, episodes, eta)
     wrong = round(false_stops(curves, episodes, eta) * len(episodes))
     low, high = wilson(wrong, len(episodes))
     return {
-        "reflector_auroc": float(roc_auc_score(labels, scores))
-        if 0 < labels.sum() < len(labels)
-        else float("nan"),
+        "reflector_auroc": float("nan") if frames["auroc"] is None else frames["auroc"],
+        "ece": frames["ece"],
+        "brier": frames["brier"],
         "reflector_false_stops": wrong / len(episodes),
         "false_stops_low": low,
         "false_stops_high": high,

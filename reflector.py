@@ -5,10 +5,11 @@ Paper's section: "Instant reflector": R(o_{1:t}, g) = sigmoid(head(h_t)) in [0, 
 binary cross-entropy on per-frame success labels y_t; the episode stops when R > eta = 0.5, and R at
 the stop is the return of the rollout.
 
-    first frame, frame t-1, frame t --> vision encoder --> image tokens --.
-    instruction --> text tokens ------------------------------------------+--> language model
-                                                                                     |
-                                                R <-- head <-- h_t <-----------------'
+    first frame, frame t-1, frame t --> vision encoder --.
+    hand's position and gripper at t --------------------+--> image tokens --.
+    instruction --> text tokens ---------------------------------------------+--> language model
+                                                                                        |
+                                                   R <-- head <-- h_t <-----------------'
 
 # DEVIATION: the paper freezes a pretrained LLaVA and trains the head; the small preset trains all
 #   of a small vision-language model (`vlm.KeypointVLM`: convolutions, projector, transformers'
@@ -16,6 +17,8 @@ the stop is the return of the rollout.
 #   weights learns three times slower from so few frames, and where things are least of all. The
 #   three frames are 9 channels of one picture, so that the same place can be compared at three
 #   times; a pretrained encoder would get three pictures.
+# DEVIATION: the paper's reflector sees frames only; here it also reads the proprioceptive state;
+#   because one camera does not show depth, and a task such as reach-wall ends at a point in space.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from torch import nn
 from fit import device_of
 from instructions import INSTRUCTIONS
 from policy import random_shift
+from tasks import STATE_DIM
 from vlm import TOKENS, KeypointVLM, tokenize
 
 
@@ -54,22 +58,28 @@ class Reflector(nn.Module):
     def __init__(self, config: ReflectorConfig):
         super().__init__()
         self.config = config
-        self.vlm = KeypointVLM(9, config.width)
+        self.vlm = KeypointVLM(9, config.width, numbers=STATE_DIM)
         self.head = nn.Linear(config.width, 1)
+        # About where hands are and how far they move [Meta-World], so that the inputs are near 1.
+        self.register_buffer("middle", torch.tensor([0.0, 0.7, 0.2, 0.5]))
+        self.register_buffer("spread", torch.tensor([0.1, 0.1, 0.1, 0.5]))
         self.register_buffer("threshold", torch.tensor(config.threshold))
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))  # slope and offset of the logits
 
-    def logits(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, 9, H, W) float in [-0.5, 0.5] (first, previous, current) and (B, L)
+    def logits(
+        self, frames: torch.Tensor, tokens: torch.Tensor, state: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, 9, H, W) float in [-0.5, 0.5] (first, previous, current), (B, L) and (B, S) now
         -> (B,) logits of success."""
         first, previous, current = frames.split(3, dim=1)
         # What changed is the question, so changes are what the encoder sees beside the frame.
         picture = torch.cat([current, current - first, current - previous], dim=1)
-        return self.head(self.vlm(picture, tokens)).squeeze(-1)
+        hand = (state - self.middle) / self.spread
+        return self.head(self.vlm(picture, tokens, hand)).squeeze(-1)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Binary cross-entropy on {"frames" (B, 3, H, W, 3) uint8, "tokens" (B, L),
-        "label" (B,) float}.
+        "state" (B, S), "label" (B,) float}.
 
             loss = -( y log R + (1 - y) log(1 - R) )
 
@@ -79,20 +89,23 @@ class Reflector(nn.Module):
         frames = stack_frames(batch["frames"])
         if self.training:
             frames = _augment(frames)
-        logits = self.logits(frames, batch["tokens"])
+        logits = self.logits(frames, batch["tokens"], batch["state"])
         loss = F.binary_cross_entropy_with_logits(logits, batch["label"])
         accuracy = ((logits > 0) == (batch["label"] > 0.5)).float().mean().item()
         return loss, {"accuracy": accuracy}
 
     @torch.no_grad()
-    def reward(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """R in [0, 1], (B,), for (B, 3, H, W, 3) uint8 frames (first, previous, current)
-        and tokens (B, L), on any device.
+    def reward(
+        self, frames: torch.Tensor, tokens: torch.Tensor, state: torch.Tensor
+    ) -> torch.Tensor:
+        """R in [0, 1], (B,), for (B, 3, H, W, 3) uint8 frames (first, previous, current),
+        tokens (B, L) and the current state (B, S), on any device.
 
         R = sigmoid(a z + b), z the logits, (a, b) from `calibrate_probabilities` (1 and 0 before).
         """
         device = device_of(self)
-        logits = self.logits(stack_frames(frames.to(device)), tokens.to(device))
+        frames, tokens, state = (x.to(device) for x in (frames, tokens, state))
+        logits = self.logits(stack_frames(frames), tokens, state)
         return torch.sigmoid(self.platt[0] * logits + self.platt[1])
 
     def description(self) -> dict:
@@ -147,7 +160,7 @@ def frame_batches(episodes, batch: int, seed: int):
     wordings = {task: tokenize(INSTRUCTIONS[task]) for task in tasks}
 
     def sample(step: int) -> dict[str, torch.Tensor]:
-        frames, tokens, labels = [], [], []
+        frames, tokens, states, labels = [], [], [], []
         for i in range(batch):
             task = tasks[rng.integers(len(tasks))]
             pool = pools[task, i % 2 == 1] or pools[task, False]
@@ -155,10 +168,12 @@ def frame_batches(episodes, batch: int, seed: int):
             episode, t = draws[0] if i % 2 else max(draws, key=lambda drawn: drawn[1])
             frames.append(reflector_frames(episode.image, t))
             tokens.append(wordings[task][rng.integers(len(wordings[task]))])
+            states.append(episode.state[t])
             labels.append(float(episode.success[t]))
         return {
             "frames": torch.from_numpy(np.stack(frames)),
             "tokens": torch.stack(tokens),
+            "state": torch.from_numpy(np.stack(states)),
             "label": torch.tensor(labels),
         }
 
@@ -174,7 +189,9 @@ def judge_episodes(reflector: Reflector, episodes) -> list[np.ndarray]:
             np.stack([reflector_frames(episode.image, t) for t in range(1, len(episode) + 1)])
         )
         tokens = tokenize([episode.instruction]).expand(len(frames), TOKENS)
-        curves.append(reflector.reward(frames, tokens).cpu().numpy())
+        curves.append(
+            reflector.reward(frames, tokens, torch.from_numpy(episode.state[1:])).cpu().numpy()
+        )
     return curves
 
 

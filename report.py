@@ -130,17 +130,24 @@ def _reflector(run: Run) -> list[str]:
     card = run.stages.get("reflector")
     if not card:
         return []
-    low, high = (_number(card.get(f"false_stops_{end}"), "{:.1%}") for end in ("low", "high"))
-    stops = _number(card.get("reflector_false_stops"), "{:.1%}")
+    sides = (card, card.get("generated", {}))
     rows = [
-        ["AUROC over frames", _number(card.get("reflector_auroc"), "{:.3f}")],
-        ["episodes stopped falsely", f"{stops} [{low}, {high}]"],
-        ["recall at success", _number(card.get("recall_at_success"), "{:.1%}")],
-        ["threshold eta", _number(card.get("threshold"), "{:.2f}")],
+        [label, *(_number(side.get(key), pattern) for side in sides)]
+        for label, key, pattern in (
+            ("AUROC over frames", "reflector_auroc", "{:.3f}"),
+            ("calibration error (ECE)", "ece", "{:.3f}"),
+            ("Brier score", "brier", "{:.3f}"),
+            ("episodes stopped falsely", "reflector_false_stops", "{:.1%}"),
+            ("... Wilson's interval, from", "false_stops_low", "{:.1%}"),
+            ("... to", "false_stops_high", "{:.1%}"),
+            ("recall at success", "recall_at_success", "{:.1%}"),
+        )
     ]
-    episodes, frames = card.get("episodes", "?"), card.get("frames", "?")
-    note = f"On {episodes} held-out real episodes, {frames} frames."
-    return ["## Reflector", "", *_table(["measure", "value"], rows), "", note]
+    note = (
+        f"On {card.get('episodes', '?')} held-out episodes, {card.get('frames', '?')} frames, and "
+        f"on dreams of their actions; threshold eta {_number(card.get('threshold'), '{:.2f}')}."
+    )
+    return ["## Reflector", "", *_table(["measure", "real", "generated"], rows), "", note]
 
 
 # What each metric of ppo.update means and where it is healthy.

@@ -69,7 +69,7 @@ class RunConfig:
     own_rollouts_after: float = 0.2  # share of the simulator's steps before its first own rollouts
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)
     reflector_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=1200, learning_rate=1e-3, ema=0.99)
+        default_factory=lambda: FitConfig(steps=1400, learning_rate=1.5e-3, ema=0.99)
     )
     loop: LoopConfig = field(default_factory=LoopConfig)
     probes: int = 10  # real starts a task at which the gauge compares dream and reality; 0: never

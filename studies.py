@@ -197,8 +197,11 @@ def summarize_runs(results: Path) -> dict:
             for kind in ("sim", "copy"):
                 key = f"{kind}_psnr_{depth}"
                 _put(summary, key, dream, lambda r, key=key: r["stages"]["simulator"][key])
-        for key in ("reflector_auroc", "reflector_false_stops", "recall_at_success"):
-            _put(summary, key, dream, lambda r, key=key: r["stages"]["reflector"][key])
+        for key, value in INSTRUMENTS.items():
+            # Runs made before an instrument was built, or where it had nothing to measure, lack it.
+            measured = [r for r in dream if value(r) is not None]
+            if measured:
+                _put(summary, key, measured, value)
         _put(summary, "dream_gain_oracle", dream, lambda r: _gain(r, "oracle", "oracle"))
         # Without the oracle: SFT runs to the horizon and its end counts;
         # the post-trained policy has the reflector's stop.
@@ -216,6 +219,36 @@ def summarize_runs(results: Path) -> dict:
         )
     write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _at_the_kept_probe(record: dict, share: Callable) -> float | None:
+    """A share over the gauge's starts: what dream and reality say of the policy that was kept."""
+    stage = record["stages"]["rl"]
+    probes = [p for p in stage.get("probes", []) if p["iteration"] == stage["kept"]]
+    if not probes:
+        return None
+    imagined, real = (np.array(probes[0][name], bool) for name in ("imagined", "real"))
+    return float(share(imagined, real).mean())
+
+
+# What the instruments of a run in the dream measured: key of the summary, value or None.
+INSTRUMENTS = {
+    "hand_mm_last": lambda r: r["stages"]["simulator"].get("hand_mm_last"),
+    "reflector_auroc": lambda r: r["stages"]["reflector"]["reflector_auroc"],
+    "reflector_auroc_generated": lambda r: _generated(r, "reflector_auroc"),
+    "ece_real": lambda r: r["stages"]["reflector"].get("ece"),
+    "ece_generated": lambda r: _generated(r, "ece"),
+    "false_stops": lambda r: r["stages"]["reflector"]["reflector_false_stops"],
+    "false_stops_generated": lambda r: _generated(r, "reflector_false_stops"),
+    "recall_at_success": lambda r: r["stages"]["reflector"]["recall_at_success"],
+    "agreement": lambda r: _at_the_kept_probe(r, lambda i, o: i == o),
+    "hallucinated_success": lambda r: _at_the_kept_probe(r, lambda i, o: i & ~o),
+    "missed_success": lambda r: _at_the_kept_probe(r, lambda i, o: ~i & o),
+}
+
+
+def _generated(record: dict, key: str) -> float | None:
+    return record["stages"]["reflector"].get("generated", {}).get(key)
 
 
 def results_block(summary: dict) -> str:
@@ -260,9 +293,16 @@ def results_block(summary: dict) -> str:
         ("... repeating the start frame instead, dB", "copy_psnr_5", 1, 1),
         ("simulator, at the last decision, dB", "sim_psnr_last", 1, 1),
         ("... repeating the start frame instead, dB", "copy_psnr_last", 1, 1),
+        ("dreamt hand, off at the last decision, mm", "hand_mm_last", 1, 1),
         ("reflector, AUROC over held-out real frames", "reflector_auroc", 1, 3),
-        ("reflector, episodes with a false stop, %", "reflector_false_stops", 100, 1),
+        ("... over dreamt frames of the same episodes", "reflector_auroc_generated", 1, 3),
+        ("reflector, calibration error (ECE) on real frames", "ece_real", 1, 3),
+        ("... on dreamt frames", "ece_generated", 1, 3),
+        ("reflector, episodes with a false stop, %", "false_stops", 100, 1),
         ("reflector, successes stopped in time, %", "recall_at_success", 100, 1),
+        ("dream and reality agree on a start's outcome, % of starts", "agreement", 100, 1),
+        ("... success hallucinated, % of starts", "hallucinated_success", 100, 1),
+        ("... success missed, % of starts", "missed_success", 100, 1),
         ("`train --demos 5` on two cores, minutes", "train_minutes", 1, 1),
         ("... peak memory, GiB", "train_peak_gib", 1, 1),
     ):

@@ -287,7 +287,7 @@ class _NoReflector:
 
     threshold = torch.tensor(1.0)
 
-    def reward(self, frames, tokens) -> torch.Tensor:
+    def reward(self, frames, tokens, state) -> torch.Tensor:
         return torch.zeros(len(frames))
 
 
@@ -328,12 +328,16 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     calibrate(reflector, calibration)
     save_part(run.checkpoint("reflector"), reflector, reflector.description())
     card = reflector_card(reflector, kept)
+    generated = reflector_card(reflector, dream_along(world, kept))
     line = (
-        f"held-out AUROC {card['reflector_auroc']:.3f}, "
+        f"held-out AUROC {card['reflector_auroc']:.3f} real, "
+        f"{generated['reflector_auroc']:.3f} dreamt, "
         f"false stops in {card['reflector_false_stops']:.0%} of episodes, "
         f"recall {card['recall_at_success']:.0%}, threshold {card['threshold']:.2f}"
     )
-    return {"line": line, "ledger": {"imagined_frames": world.imagined_frames}, **result, **card}
+    ledger = {"imagined_frames": world.imagined_frames}
+    cards = {**_finite(card), "generated": _finite(generated)}
+    return {"line": line, "ledger": ledger, **result, **cards}
 
 
 def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:

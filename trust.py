@@ -29,7 +29,7 @@ import numpy as np
 
 from demos import Episode, play, write_atomically, write_film
 from dreams import dream_along
-from evaluate import test_starts, wilson
+from evaluate import reliability, test_starts, wilson
 from gauge import play_both
 from reflector import false_stops, judge_episodes, recall, right_verdicts
 from report import BLUE, GREY, ORANGE, side_by_side
@@ -152,50 +152,6 @@ def grid(rows: list[list[np.ndarray]]) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------ 2. reflector
-
-
-def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
-    """Is R the probability that it claims to be? Over n frames.
-
-    scores: (n,) in [0, 1]; labels: (n,) of 0 and 1. Returns "auroc", "ece", "brier", "n" and
-    "bins": of equal width, [{"low", "high", "n", "score": mean R, "rate": mean y}], without empty
-    ones. Raises ValueError for no frames, different lengths, scores outside [0, 1] or other labels.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
-    n = len(scores)
-    if not n or labels.shape != (n,):
-        raise ValueError(
-            f"reliability: got {n} scores and {len(labels)} labels; expected as many, at least "
-            "one; judge the frames of one or more episodes"
-        )
-    if not (((scores >= 0) & (scores <= 1)).all() and np.isin(labels, (0, 1)).all()):
-        raise ValueError(
-            "reliability: got other values; expected scores in [0, 1] and labels of 0 and 1; "
-            "give rewards, not logits"
-        )
-    number = np.minimum((scores * bins).astype(int), bins - 1)  # 1.0 belongs to the last bin
-    rows = [
-        {
-            "low": b / bins,
-            "high": (b + 1) / bins,
-            "n": int((number == b).sum()),
-            "score": float(scores[number == b].mean()),
-            "rate": float(labels[number == b].mean()),
-        }
-        for b in np.unique(number).tolist()
-    ]
-    both_classes = 0 < labels.sum() < n
-    return {
-        "n": n,
-        "auroc": float(roc_auc_score(labels, scores)) if both_classes else None,
-        # ECE = sum_b n_b / n |mean R in b - mean y in b|
-        "ece": float(sum(row["n"] / n * abs(row["score"] - row["rate"]) for row in rows)),
-        # Brier = mean (R - y)^2
-        "brier": float(np.mean((scores - labels) ** 2)),
-        "bins": rows,
-    }
 
 
 def sweep(

@@ -91,14 +91,16 @@ def spatial_softmax(x: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:
 class KeypointVLM(nn.Module):
     """Vision encoder, projector, language model, as in LLaVA:
 
-        picture --FiLM convolutions--> keypoints --projector--> image tokens --.
-        instruction -------------------------------> word embeddings ----------+--> Llama --> h
+        picture --FiLM convolutions--> keypoints --+--projector--> image tokens --.
+        numbers -----------------------------------'                              |
+        instruction -----------------------------------> word embeddings ---------+--> Llama --> h
 
     A keypoint says where a feature is in the picture (spatial softmax), how strong there, and how
     strong on average. The language model is transformers' Llama, two layers.
     """
 
-    def __init__(self, channels: int, width: int):
+    def __init__(self, channels: int, width: int, numbers: int):
+        """numbers: how many plain numbers beside the picture (proprioception) it reads."""
         from transformers import LlamaConfig, LlamaModel
 
         super().__init__()
@@ -114,7 +116,7 @@ class KeypointVLM(nn.Module):
         )
         self.log_sharpness = nn.Parameter(torch.zeros(()))
         self.projector = nn.Sequential(
-            nn.Linear(4 * keypoints, 2 * width), nn.LayerNorm(2 * width), nn.SiLU(),
+            nn.Linear(4 * keypoints + numbers, 2 * width), nn.LayerNorm(2 * width), nn.SiLU(),
             nn.Linear(2 * width, IMAGE_TOKENS * width),
         )  # fmt: skip
         self.llama = LlamaModel(
@@ -126,18 +128,26 @@ class KeypointVLM(nn.Module):
             )
         )  # fmt: skip
 
-    def forward(self, picture: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) float in [-0.5, 0.5], tokens (B, L) -> h of the last token, (B, width)."""
+    def forward(
+        self, picture: torch.Tensor, tokens: torch.Tensor, numbers: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, C, H, W) float in [-0.5, 0.5], tokens (B, L), numbers (B, N) near [-1, 1]
+        -> h of the last token, (B, width)."""
         x, text = picture, mean_word(self.words, tokens)
         for conv in self.convs:
             x = conv(x, text)
         where = spatial_softmax(x, self.log_sharpness.exp())
-        keypoints = torch.cat([where, x.amax((2, 3)), x.mean((2, 3))], dim=1)
-        image = self.projector(keypoints).unflatten(1, (IMAGE_TOKENS, -1))
+        what = torch.cat([where, x.amax((2, 3)), x.mean((2, 3)), numbers], dim=1)
+        image = self.projector(what).unflatten(1, (IMAGE_TOKENS, -1))
         # Words first, image last: the last token is an image token, whatever the padding.
         mask = torch.cat([tokens > 0, tokens.new_ones(len(tokens), IMAGE_TOKENS).bool()], dim=1)
         prompt = torch.cat([self.words(tokens), image], dim=1)
-        hidden = self.llama(inputs_embeds=prompt, attention_mask=mask.long(), use_cache=False)
+        hidden = self.llama(
+            inputs_embeds=prompt,
+            attention_mask=mask.long(),
+            position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),  # padding takes no position
+            use_cache=False,
+        )
         return hidden.last_hidden_state[:, -1].float()
 
 

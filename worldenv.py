@@ -36,7 +36,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
     simulator: has next_state(state, motion, action), next_frame(memory, state, next_state,
         action, tokens, generator) and reference_tokens(first), as simulator.Simulator;
-        reflector: has reward(frames, tokens) and threshold.
+        reflector: has reward(frames, tokens, state) and threshold.
     starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a
         dream may begin.
 
@@ -157,12 +157,14 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
     def _judge(self, on: np.ndarray) -> np.ndarray:
         """R for the slots `on`, (n,) float32: the reflector reads
-        the first, the previous and the current frame."""
+        the first, the previous and the current frame, and the current state."""
         time = self._time[on]
         frames = np.stack(
             [self._history[on, 0], self._history[on, time - 1], self._history[on, time]], axis=1
         )
-        return self.reflector.reward(torch.from_numpy(frames), self._tokens[on]).cpu().numpy()
+        state = torch.from_numpy(self._states[on])
+        rewards = self.reflector.reward(torch.from_numpy(frames), self._tokens[on], state)
+        return rewards.cpu().numpy()
 
     # -- a dream can be continued from any of its moments, any number of times:
     # branching rollouts live on this.

@@ -49,9 +49,10 @@ def test_policy_computes_on_its_device(backbone):
 def test_reflector_takes_frames_from_anywhere():
     """`reward` moves frames and tokens itself; R comes out where the reflector is."""
     reflector = Reflector(ReflectorConfig()).to(OTHER).eval()
-    tokens = torch.ones((B, TOKENS), dtype=torch.int64)
-    assert reflector.reward(frames(B, 3), tokens).device == OTHER
-    logits = reflector.logits(stack_frames(frames(B, 3, device=OTHER)), tokens.to(OTHER))
+    tokens, state = torch.ones((B, TOKENS), dtype=torch.int64), torch.zeros((B, STATE_DIM))
+    assert reflector.reward(frames(B, 3), tokens, state).device == OTHER
+    inputs = (stack_frames(frames(B, 3)), tokens, state)
+    logits = reflector.logits(*(x.to(OTHER) for x in inputs))
     assert logits.device == OTHER
 
 

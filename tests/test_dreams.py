@@ -33,7 +33,7 @@ class AlwaysStop:
 
     threshold = torch.tensor(0.5)
 
-    def reward(self, frames, tokens):
+    def reward(self, frames, tokens, state):
         return torch.ones(len(frames))
 
 

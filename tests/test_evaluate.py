@@ -17,6 +17,7 @@ from evaluate import (
     mean_interval,
     psnr,
     reflector_card,
+    reliability,
     simulator_card,
     summarize,
     test_starts,
@@ -51,7 +52,7 @@ class Brightness:
 
     threshold = torch.tensor(0.5)
 
-    def reward(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def reward(self, frames, tokens, state) -> torch.Tensor:
         return frames[:, 2].float().mean((1, 2, 3)) / 100
 
 
@@ -189,7 +190,7 @@ class Brightening:
 class AlwaysStop(Brightness):
     """Would end every dream at once."""
 
-    def reward(self, frames, tokens):
+    def reward(self, frames, tokens, state):
         return torch.ones(len(frames))
 
 
@@ -257,6 +258,9 @@ def test_reflector_card_against_loops():
     assert card["reflector_false_stops"] == pytest.approx(1 / 4)
     assert (card["false_stops_low"], card["false_stops_high"]) == wilson(1, 4)
     assert card["recall_at_success"] == pytest.approx(1 / 3)
+    assert card["brier"] == pytest.approx(np.mean((scores / 100 - labels) ** 2))
+    rewards = scores.astype(np.float32) / np.float32(100)  # as the judge gives them
+    assert card["ece"] == pytest.approx(reliability(rewards, labels)["ece"], abs=1e-6)
     assert card["frames"] == 12 and card["episodes"] == 4 and card["threshold"] == 0.5
 
 

@@ -55,9 +55,14 @@ class Brightness:
     def __init__(self):
         self.threshold = torch.tensor(0.5)
 
-    def reward(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def reward(self, frames, tokens, state) -> torch.Tensor:
         assert frames.shape[1:] == (3, SIZE, SIZE, 3) and tokens.shape == (len(frames), TOKENS)
         return frames[:, 2].float().mean((1, 2, 3)) / 100
+
+
+def hands(rows: int) -> torch.Tensor:
+    """(rows, S): states as Meta-World has them, all different."""
+    return torch.tensor([0.0, 0.6, 0.2, 1.0]) + 0.05 * torch.arange(rows)[:, None]
 
 
 def random_frames(rows: int) -> torch.Tensor:
@@ -73,9 +78,11 @@ def test_rewards_are_probabilities():
     """(B,) in [0, 1], the sigmoid of the logits, and different rows differ."""
     reflector, frames = small_reflector().eval(), random_frames(3)
     tokens = tokenize([INSTRUCTIONS[t][0] for t in ("drawer-open", "handle-press", "reach")])
-    reward = reflector.reward(frames, tokens)
+    reward = reflector.reward(frames, tokens, hands(len(frames)))
     assert reward.shape == (3,) and reward.min() >= 0 and reward.max() <= 1
-    assert torch.allclose(reward, torch.sigmoid(reflector.logits(stack_frames(frames), tokens)))
+    assert torch.allclose(
+        reward, torch.sigmoid(reflector.logits(stack_frames(frames), tokens, hands(len(frames))))
+    )
     assert len(set(reward.tolist())) == 3
 
 
@@ -84,7 +91,10 @@ def test_more_padding_does_not_change_the_reward():
     reflector, frames = small_reflector().eval(), random_frames(3)
     tokens = tokenize(["open the drawer", "press the handle down", "reach the goal"])
     longer = torch.cat([tokens, torch.zeros(3, 8, dtype=torch.int64)], dim=1)
-    reward, again = reflector.reward(frames, tokens), reflector.reward(frames, longer)
+    reward, again = (
+        reflector.reward(frames, tokens, hands(len(frames))),
+        reflector.reward(frames, longer, hands(3)),
+    )
     assert torch.allclose(reward, again, atol=1e-5)
 
 
@@ -94,23 +104,32 @@ def test_a_row_is_judged_alone():
     tokens = tokenize(
         ["open the drawer", "reach over the wall and press down the button", "lock it"]
     )
-    together = reflector.reward(frames, tokens)
-    alone = torch.cat([reflector.reward(frames[i : i + 1], tokens[i : i + 1]) for i in range(3)])
+    together = reflector.reward(frames, tokens, hands(len(frames)))
+    alone = torch.cat(
+        [
+            reflector.reward(frames[i : i + 1], tokens[i : i + 1], hands(3)[i : i + 1])
+            for i in range(3)
+        ]
+    )
     assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_every_frame_and_the_words_are_read():
-    """Each of the three frames, the words and their order change the logit."""
+    """Each of the three frames, the words and the hand's state change the logit."""
     reflector, frames = small_reflector().eval(), random_frames(1)
     tokens = tokenize(["open the drawer"])
-    plain = reflector.logits(stack_frames(frames), tokens).item()
+    plain = reflector.logits(stack_frames(frames), tokens, hands(len(frames))).item()
     for which in range(3):
         changed = frames.clone()
         changed[:, which] = 255 - changed[:, which]
-        assert abs(reflector.logits(stack_frames(changed), tokens).item() - plain) > 1e-5, which
+        assert (
+            abs(reflector.logits(stack_frames(changed), tokens, hands(1)).item() - plain) > 1e-5
+        ), which
     for words in ("close the drawer", "drawer the open"):
-        other = reflector.logits(stack_frames(frames), tokenize([words])).item()
+        other = reflector.logits(stack_frames(frames), tokenize([words]), hands(1)).item()
         assert abs(other - plain) > 1e-5, words
+    moved = reflector.logits(stack_frames(frames), tokens, hands(1) + 0.02).item()
+    assert abs(moved - plain) > 1e-5
 
 
 def test_overfits_one_batch():
@@ -120,12 +139,12 @@ def test_overfits_one_batch():
     frames[1::2, 2, 12:20, 18:30] = 255
     texts = ["open the drawer"] * 2 + ["close the drawer"] * 2 + ["press the button"] * 2
     label = torch.tensor([1.0, 0, 0, 0, 1, 1])
-    batch = {"frames": frames, "tokens": tokenize(texts), "label": label}
+    batch = {"frames": frames, "tokens": tokenize(texts), "state": hands(6), "label": label}
     reflector = small_reflector()
     fit(reflector, lambda step: batch, FitConfig(steps=200, learning_rate=2e-3, warmup=20))
     loss, metrics = reflector(batch)
     assert metrics["accuracy"] == 1.0 and loss.item() < 0.1
-    reward = reflector.reward(frames, batch["tokens"])
+    reward = reflector.reward(frames, batch["tokens"], batch["state"])
     assert ((reward > 0.5) == (label > 0.5)).all()
 
 
@@ -135,9 +154,11 @@ def test_loss_is_the_cross_entropy_of_the_labels():
     label = torch.tensor([1.0, 0.0, 1.0, 0.0])
     reflector = small_reflector().eval()
     total = 0.0
-    for y, r in zip(label.tolist(), reflector.reward(frames, tokens).tolist(), strict=True):
+    for y, r in zip(
+        label.tolist(), reflector.reward(frames, tokens, hands(len(frames))).tolist(), strict=True
+    ):
         total -= y * np.log(r) + (1 - y) * np.log(1 - r)
-    loss, _ = reflector({"frames": frames, "tokens": tokens, "label": label})
+    loss, _ = reflector({"frames": frames, "tokens": tokens, "state": hands(4), "label": label})
     assert loss.item() == pytest.approx(total / 4, rel=1e-4)
 
 
@@ -277,7 +298,7 @@ def test_platt_scaling_recovers_the_true_probabilities():
         truth.append(1 / (1 + np.exp(-(np.round(20 * (logit + 3) + 60) / 20 - 6))))
 
     class Overconfident(Reflector):
-        def logits(self, frames, tokens):
+        def logits(self, frames, tokens, state):
             brightness = 255 * (frames[:, 6:].mean((1, 2, 3)) + 0.5)
             return 2 * (brightness / 20 - 6) + 1
 

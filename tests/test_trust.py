@@ -66,7 +66,7 @@ class Always:
     def __init__(self, answer: float):
         self.answer, self.threshold = answer, torch.tensor(0.5)
 
-    def reward(self, frames, tokens):
+    def reward(self, frames, tokens, state):
         return torch.full((len(frames),), self.answer)
 
 
@@ -76,7 +76,7 @@ class Bright(Always):
     def __init__(self):
         super().__init__(0.9)
 
-    def reward(self, frames, tokens):
+    def reward(self, frames, tokens, state):
         return torch.where(frames[:, 2].float().mean((1, 2, 3)) > 120, 0.9, 0.1)
 
 
@@ -226,7 +226,7 @@ def test_a_faithful_dream_agrees_in_every_start():
 def brightness_reflector():
     """R is the brightness of the current frame over 100."""
     judge = Always(0.0)
-    judge.reward = lambda frames, tokens: frames[:, 2].float().mean((1, 2, 3)) / 100
+    judge.reward = lambda frames, tokens, state: frames[:, 2].float().mean((1, 2, 3)) / 100
     return judge
 
 

@@ -67,7 +67,7 @@ class ScriptedReflector:
 
     threshold = torch.tensor(ETA)
 
-    def reward(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def reward(self, frames, tokens, state) -> torch.Tensor:
         assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, SIZE, SIZE, 3)
         assert (tokens > 0).any(1).all()  # a running slot has an instruction
         x = frames[:, 2].float().mean((1, 2, 3)) / 100
