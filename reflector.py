@@ -219,7 +219,7 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
         reflector.platt.copy_(torch.tensor([slope, offset]))
 
 
-def calibrate(reflector: Reflector, episodes, allowed: float = 0.03) -> float:
+def calibrate(reflector: Reflector, episodes, allowed: float = 0.1) -> float:
     """Set the threshold to the eta in {0.02, 0.04 ... 0.98} whose verdicts are right in most
     held-out episodes (see `right_verdicts`) among those that stop at most the share `allowed` of
     them falsely; of several equals the middle one, which lies farthest from where it would be
