@@ -358,7 +358,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
             starts = probe_starts(config.tasks, config.probes, config.seed)
             gauge = Gauge(*parts, real.open(), starts, config.env, config.probe_every)
             gauge.look(policy, 0)
-            run.log(stage="gauge", round=number, warning=gauge.warning())
+            _log_probe(run, number, gauge)
 
     history: list[dict] = []
 
@@ -368,7 +368,12 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
             stage="rl", round=number, iteration=iteration, **metrics, warning=no_signal(metrics)
         )
         progress(iteration, config.loop.iterations, metrics)
-        return gauge is not None and gauge.look(policy, iteration + 1)
+        if gauge is None:
+            return False
+        probes, parted = len(gauge.probes), gauge.look(policy, iteration + 1)
+        if len(gauge.probes) > probes:
+            _log_probe(run, number, gauge)
+        return parted
 
     started = time.time()
     loop(env, policy, draw, config.loop, 100 * config.seed + number, on_iteration)
@@ -391,6 +396,14 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     if config.rl_env == "dream":
         ledger["imagined_frames"] = env.imagined_frames + (gauge.imagined_frames if gauge else 0)
     return {"line": line, "ledger": ledger, **result}
+
+
+def _log_probe(run: Run, number: int, gauge: Gauge) -> None:
+    """What the gauge saw last, for whoever watches metrics.jsonl while LOOP runs."""
+    probe = gauge.probes[-1]
+    rates = {name: float(np.mean(probe[name])) for name in ("real", "imagined")}
+    run.log(stage="gauge", round=number, iteration=probe["iteration"], **rates,
+            warning=gauge.warning())  # fmt: skip
 
 
 def _real_starts(config: RunConfig):

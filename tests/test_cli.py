@@ -539,6 +539,12 @@ def test_run_folder(debug_run):
     assert {"sft", "simulator", "reflector", "gauge", "rl"} == {step["stage"] for step in steps}
     rl = [step for step in steps if step["stage"] == "rl"]
     assert [step["iteration"] for step in rl] == list(range(config.loop.iterations))
+    probes = json.loads((folder / "stages.json").read_text())["rl"]["probes"]
+    logged = [step for step in steps if step["stage"] == "gauge"]
+    for step, probe in zip(logged, probes, strict=True):
+        assert step["iteration"] == probe["iteration"]
+        assert step["real"] == np.mean(probe["real"])
+        assert step["imagined"] == np.mean(probe["imagined"])
 
 
 def test_output_is_a_line_per_stage_and_iteration(debug_run):
