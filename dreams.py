@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from demos import Episode
-from kinematics import motions
+from kinematics import motion_before
 from worldenv import WorldEnv
 
 
@@ -44,7 +44,7 @@ def _dream_batch(world: WorldEnv, episodes: list[Episode], begins: np.ndarray) -
     states = [episode.state.copy() for episode in episodes]
     world.set_states(
         [
-            (e.image[: t + 1], e.state[t], motions(e)[t], e.instruction)
+            (e.image[: t + 1], e.state[t], motion_before(e, int(t)), e.instruction)
             for e, t in zip(episodes, begins, strict=True)
         ]
     )

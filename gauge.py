@@ -106,6 +106,20 @@ class Gauge:
         return self.probes[index]["iteration"]
 
 
+def shares(probe: dict) -> dict[str, float]:
+    """Shares of all starts of a probe: success "imagined" and "real", "agreement" of the two,
+    "hallucinated" (in the dream only) and "missed" (in reality only)."""
+    imagined, real = np.array(probe["imagined"], bool), np.array(probe["real"], bool)
+    found = {
+        "imagined": imagined,
+        "real": real,
+        "agreement": imagined == real,
+        "hallucinated": imagined & ~real,
+        "missed": ~imagined & real,
+    }
+    return {name: float(which.mean()) for name, which in found.items()}
+
+
 def parted(best: dict, now: dict) -> bool:
     """Whether `now` promises at least as much as `best`, the best probe so far, and keeps less.
 

@@ -51,13 +51,13 @@ def next_motion(state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor)
     return torch.cat([state, target], dim=1)
 
 
-def motions(episode) -> np.ndarray:
-    """The motion before each decision of an episode and after its last, (T+1, S+3) float32."""
+def motion_before(episode, t: int) -> np.ndarray:
+    """The motion before decision t of an episode (T: after its last), (S+3,) float32."""
     states, actions = torch.from_numpy(episode.state), torch.from_numpy(episode.action)
-    found = [motion_at_rest(states[:1])]
-    for t in range(len(episode)):
-        found.append(next_motion(states[t : t + 1], found[-1], actions[t : t + 1]))
-    return torch.cat(found).numpy()
+    motion = motion_at_rest(states[:1])
+    for now in range(t):
+        motion = next_motion(states[now : now + 1], motion, actions[now : now + 1])
+    return motion[0].numpy()
 
 
 class Kinematics(nn.Module):
@@ -65,7 +65,7 @@ class Kinematics(nn.Module):
 
     def __init__(self, chunk: int):
         super().__init__()
-        inputs = 2 * STATE_DIM + 3 + chunk * ACTION_DIM
+        inputs = STATE_DIM + MOTION_DIM + chunk * ACTION_DIM
         self.network = nn.Sequential(
             nn.Linear(inputs, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(),
             nn.Linear(WIDTH, STATE_DIM),

@@ -32,7 +32,15 @@ from torch import nn
 from fit import device_of
 from instructions import INSTRUCTIONS
 from tasks import ACTION_DIM, STATE_DIM
-from vlm import VOCABULARY, FiLMConv, mean_word, read, small_llava, spatial_softmax, tokenize
+from vlm import (
+    VOCABULARY,
+    film_convolutions,
+    mean_word,
+    read,
+    small_llava,
+    spatial_softmax,
+    tokenize,
+)
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,7 @@ class SmallBackbone(nn.Module):
         super().__init__()
         width, text_dim = config.width, 64
         self.embed = nn.Embedding(VOCABULARY, text_dim, padding_idx=0)
-        self.convs = nn.ModuleList(
-            [
-                FiLMConv(3, width, 2, text_dim),
-                FiLMConv(width, 2 * width, 2, text_dim),
-                FiLMConv(2 * width, 2 * width, 1, text_dim),
-                FiLMConv(2 * width, 2 * width, 1, text_dim),
-            ]
-        )
+        self.convs = film_convolutions(3, width, text_dim)
         self.temperature = nn.Parameter(torch.zeros(()))
         self.features = 4 * width + text_dim
 

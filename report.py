@@ -16,6 +16,7 @@ import numpy as np
 
 from demos import write_atomically
 from evaluate import TERMINATIONS, wilson
+from gauge import shares
 from runs import Run
 from train import stages_of
 
@@ -183,11 +184,10 @@ def _gauge(run: Run) -> list[str]:
     probes = stage.get("probes")
     if not probes:
         return []
-    rows = []
-    for probe in probes:
-        real, imagined = np.array(probe["real"], bool), np.array(probe["imagined"], bool)
-        shares = (imagined, real, imagined == real, imagined & ~real, ~imagined & real)
-        rows.append([str(probe["iteration"]), *(f"{share.mean():.0%}" for share in shares)])
+    rows = [
+        [str(probe["iteration"]), *(f"{share:.0%}" for share in shares(probe).values())]
+        for probe in probes
+    ]
     header = [
         "iterations",
         "imagined success",

@@ -21,6 +21,7 @@ import torch
 from demos import collect_expert, play, write_atomically
 from evaluate import evaluate, mean_interval, test_starts, wilson
 from fit import FitConfig, fit
+from gauge import shares
 from instructions import TASKS
 from policy import Policy, PolicyConfig, imitation_batches
 from runs import BadRun, Run
@@ -221,14 +222,11 @@ def summarize_runs(results: Path) -> dict:
     return summary
 
 
-def _at_the_kept_probe(record: dict, share: Callable) -> float | None:
-    """A share over the gauge's starts: what dream and reality say of the policy that was kept."""
+def _at_the_kept_probe(record: dict, share: str) -> float | None:
+    """One of `gauge.shares`: what dream and reality say of the policy that was kept."""
     stage = record["stages"]["rl"]
     probes = [p for p in stage.get("probes", []) if p["iteration"] == stage["kept"]]
-    if not probes:
-        return None
-    imagined, real = (np.array(probes[0][name], bool) for name in ("imagined", "real"))
-    return float(share(imagined, real).mean())
+    return shares(probes[0])[share] if probes else None
 
 
 # What the instruments of a run in the dream measured: key of the summary, value or None.
@@ -241,9 +239,9 @@ INSTRUMENTS = {
     "false_stops": lambda r: r["stages"]["reflector"]["reflector_false_stops"],
     "false_stops_generated": lambda r: _generated(r, "reflector_false_stops"),
     "recall_at_success": lambda r: r["stages"]["reflector"]["recall_at_success"],
-    "agreement": lambda r: _at_the_kept_probe(r, lambda i, o: i == o),
-    "hallucinated_success": lambda r: _at_the_kept_probe(r, lambda i, o: i & ~o),
-    "missed_success": lambda r: _at_the_kept_probe(r, lambda i, o: ~i & o),
+    "agreement": lambda r: _at_the_kept_probe(r, "agreement"),
+    "hallucinated_success": lambda r: _at_the_kept_probe(r, "hallucinated"),
+    "missed_success": lambda r: _at_the_kept_probe(r, "missed"),
 }
 
 

@@ -370,8 +370,8 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         progress(iteration, config.loop.iterations, metrics)
         if gauge is None:
             return False
-        probes, parted = len(gauge.probes), gauge.look(policy, iteration + 1)
-        if len(gauge.probes) > probes:
+        parted = gauge.look(policy, iteration + 1)
+        if gauge.probes[-1]["iteration"] == iteration + 1:
             _log_probe(run, number, gauge)
         return parted
 

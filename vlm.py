@@ -71,6 +71,18 @@ class FiLMConv(nn.Module):
         return F.silu(self.norm(self.conv(x)) * (1 + gamma) + delta)
 
 
+def film_convolutions(channels: int, width: int, text_dim: int) -> nn.ModuleList:
+    """Pictures of `channels` channels -> feature maps (B, 2 * width, H/4, W/4), in four steps."""
+    return nn.ModuleList(
+        [
+            FiLMConv(channels, width, 2, text_dim),
+            FiLMConv(width, 2 * width, 2, text_dim),
+            FiLMConv(2 * width, 2 * width, 1, text_dim),
+            FiLMConv(2 * width, 2 * width, 1, text_dim),
+        ]
+    )
+
+
 def mean_word(embed: nn.Embedding, tokens: torch.Tensor) -> torch.Tensor:
     """Tokens (B, L), 0 pads -> the mean embedding of the words, (B, D)."""
     mask = (tokens > 0).unsqueeze(-1)
@@ -106,14 +118,7 @@ class KeypointVLM(nn.Module):
         super().__init__()
         keypoints = width // 2
         self.words = nn.Embedding(VOCABULARY, width, padding_idx=0)
-        self.convs = nn.ModuleList(
-            [
-                FiLMConv(channels, keypoints // 2, 2, width),
-                FiLMConv(keypoints // 2, keypoints, 2, width),
-                FiLMConv(keypoints, keypoints, 1, width),
-                FiLMConv(keypoints, keypoints, 1, width),
-            ]
-        )
+        self.convs = film_convolutions(channels, keypoints // 2, width)
         self.log_sharpness = nn.Parameter(torch.zeros(()))
         self.projector = nn.Sequential(
             nn.Linear(4 * keypoints + numbers, 2 * width), nn.LayerNorm(2 * width), nn.SiLU(),
@@ -141,11 +146,12 @@ class KeypointVLM(nn.Module):
         image = self.projector(what).unflatten(1, (IMAGE_TOKENS, -1))
         # Words first, image last: the last token is an image token, whatever the padding.
         mask = torch.cat([tokens > 0, tokens.new_ones(len(tokens), IMAGE_TOKENS).bool()], dim=1)
+        mask = mask.long()
         prompt = torch.cat([self.words(tokens), image], dim=1)
         hidden = self.llama(
             inputs_embeds=prompt,
-            attention_mask=mask.long(),
-            position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),  # padding takes no position
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),  # padding takes no position
             use_cache=False,
         )
         return hidden.last_hidden_state[:, -1].float()

@@ -12,7 +12,7 @@ from kinematics import (
     Kinematics,
     episode_batches,
     motion_at_rest,
-    motions,
+    motion_before,
     next_motion,
     whole_episodes,
 )
@@ -58,7 +58,7 @@ def test_the_target_is_what_the_actions_add_up_to():
 def test_motions_of_an_episode():
     """At rest at first; afterwards the state before and the sum of the actions."""
     episode = lagging_episodes(1)[0]
-    found = motions(episode)
+    found = np.stack([motion_before(episode, t) for t in range(len(episode) + 1)])
     assert found.shape == (len(episode) + 1, MOTION_DIM) and found.dtype == np.float32
     assert np.array_equal(found[0], [*episode.state[0], *episode.state[0, :3]])
     assert np.array_equal(found[1:, :STATE_DIM], episode.state[:-1])
