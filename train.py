@@ -33,7 +33,6 @@ from demos import Episode, play
 from dreams import OwnRollouts, dream_along
 from evaluate import (
     cpu_seconds,
-    evaluate,
     judge_terminations,
     reflector_card,
     simulator_card,
@@ -466,11 +465,9 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
 def evaluate_all(
     policy: Policy, env: VecRealEnv, starts: list[Start], reflector
 ) -> dict[str, dict]:
-    """Results by termination; "none" and "reflector" judge the same episodes,
-    which run to the horizon."""
-    oracle = evaluate(policy, env, starts, "oracle")
+    """Results by termination, all of the same episodes, which run to the horizon."""
     unstopped = play(env, starts, policy.act, "evaluation", after_success=None)
-    return {"oracle": oracle, **judge_terminations(unstopped, reflector)}
+    return judge_terminations(unstopped, reflector)
 
 
 def hardware() -> str:

@@ -102,12 +102,14 @@ def test_terminations_of_scripted_episodes():
     ]
     results = judge_terminations(episodes, Brightness())
     assert results["none"]["mean"] == pytest.approx(2 / 4)
+    assert results["oracle"]["mean"] == 1.0
+    assert results["oracle"]["decisions"] == pytest.approx((1 + 2 + 3 + 1) / 4)
     assert results["reflector"]["mean"] == pytest.approx(2 / 4)
     single = [judge_terminations([e], Brightness()) for e in episodes]
     assert [r["none"]["mean"] for r in single] == [0, 1, 1, 0]
     assert [r["reflector"]["mean"] for r in single] == [1, 0, 1, 0]
     assert [r["reflector"]["termination"] for r in single] == ["reflector"] * 4
-    assert set(judge_terminations(episodes, None)) == {"none"}
+    assert set(judge_terminations(episodes, None)) == {"oracle", "none"}
 
 
 def test_summary_counts_by_task():

@@ -358,7 +358,7 @@ def test_observations_are_in_the_observation_space():
     assert isinstance(env, gymnasium.vector.VectorEnv)
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
-    assert env.observation_space.contains(env.step(env.action_space.sample())[0])
+    assert env.observation_space.contains(env.step(0.2 * env.action_space.sample())[0])
     assert env.observation_space.contains(env.set_states(env.get_states([0])))
     fewer = world()
     observation, _ = fewer.reset(options={"starts": list(known_starts())[:1]})
