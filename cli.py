@@ -301,9 +301,9 @@ def build_config(
         check_demos(demos)
     if iterations is not None:
         in_range("--iterations", iterations, 1)
-        config = replace(config, loop=replace(config.loop, iterations=iterations))
+        config = both_loops(config, iterations=iterations)
     if plain:
-        config = replace(config, loop=replace(config.loop, branch=0, noise=1.0, time_penalty=0.0))
+        config = both_loops(config, branch=0, noise=1.0, time_penalty=0.0)
     given = {
         "rounds": None if rounds is None else in_range("--rounds", rounds, 1, 9),
         "test_starts": None if starts is None else in_range("--starts", starts, 1),
@@ -313,6 +313,14 @@ def build_config(
         "rl_env": env,
     }
     return replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+def both_loops(config: RunConfig, **settings) -> RunConfig:
+    """The same settings for LOOP in the dream and in the real simulator."""
+    from dataclasses import replace
+
+    loops = {name: replace(getattr(config, name), **settings) for name in ("loop", "real_loop")}
+    return replace(config, **loops)
 
 
 def check_device(name: str) -> None:

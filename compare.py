@@ -90,16 +90,17 @@ def compare(
 
 def variant(config: RunConfig, method: str, base: Run) -> RunConfig:
     """The settings of a method, from those of the run "dream" and what that run has spent."""
-    loop = config.loop
+    loop = config.real_loop
     if method == "real_equal_budget":
         budget = real_budget(base)
         a_group = loop.rollouts + (1 if loop.branch else 0)  # episodes: branches and their trunk
         groups = min(loop.groups, REAL_GROUPS * len(config.tasks), max(1, budget // a_group))
         loop = replace(loop, groups=groups, iterations=max(1, budget // (groups * a_group)))
-        return replace(config, rl_env="real", loop=loop)
+        return replace(config, rl_env="real", real_loop=loop)
     if method == "real_equal_rollouts":  # the gauge may have ended the dream early
-        loop = replace(loop, iterations=len(base.stages["rl"]["history"]))
-        return replace(config, rl_env="real", loop=loop)
+        same = {"groups": config.loop.groups, "rollouts": config.loop.rollouts}
+        loop = replace(loop, iterations=len(base.stages["rl"]["history"]), **same)
+        return replace(config, rl_env="real", real_loop=loop)
     if method == "rounds":
         return replace(config, rounds=2, exploration=config.exploration - config.round_exploration)
     untrained = replace(config.reflector_fit, steps=1, learning_rate=1e-9)

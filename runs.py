@@ -60,20 +60,26 @@ class RunConfig:
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     simulator_fit: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=1000, batch=32, learning_rate=8e-4, ema=0.99, bf16=True
+            steps=400, batch=32, learning_rate=8e-4, ema=0.99, bf16=True
         )
     )
     kinematics_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=1500, learning_rate=3e-3, weight_decay=1e-3)
+        default_factory=lambda: FitConfig(steps=800, learning_rate=3e-3, weight_decay=1e-3)
     )
     own_rollouts_after: float = 0.2  # share of the simulator's steps before its first own rollouts
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)
     reflector_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=1400, learning_rate=1.5e-3, ema=0.99)
+        default_factory=lambda: FitConfig(steps=700, learning_rate=1.5e-3, ema=0.99)
     )
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(iterations=5, groups=16))
+    real_loop: LoopConfig = field(default_factory=LoopConfig)  # with rl_env = "real"
     probes: int = 10  # real starts a task at which the gauge compares dream and reality; 0: never
     probe_every: int = 5  # iterations of LOOP between two of its looks
+
+    @property
+    def rl(self) -> LoopConfig:
+        """The settings of LOOP where this run plays it."""
+        return self.real_loop if self.rl_env == "real" else self.loop
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", check_tasks(self.tasks))
@@ -121,6 +127,7 @@ def preset(name: str) -> RunConfig:
             reflector=ReflectorConfig(width=32),
             reflector_fit=FitConfig(steps=15, batch=16),
             loop=LoopConfig(iterations=2, groups=2, rollouts=4),
+            real_loop=LoopConfig(iterations=2, groups=2, rollouts=4),
         )
     if name == "gpu":
         base = RunConfig()

@@ -152,8 +152,8 @@ def _command(run: Run) -> str:
     words = [f"python cli.py train --demos {config.demos} --seed {config.seed}"]
     words += [f"--starts {config.test_starts}"] if config.test_starts != 50 else []
     words += ["--env real"] if config.rl_env == "real" else []
-    words += [f"--iterations {config.loop.iterations}"]
-    words += ["--plain"] if config.loop.branch == 0 else []
+    words += [f"--iterations {config.rl.iterations}"]
+    words += ["--plain"] if config.rl.branch == 0 else []
     return " ".join(words)
 
 

@@ -366,7 +366,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         run.log(
             stage="rl", round=number, iteration=iteration, **metrics, warning=no_signal(metrics)
         )
-        progress(iteration, config.loop.iterations, metrics)
+        progress(iteration, config.rl.iterations, metrics)
         if gauge is None:
             return False
         parted = gauge.look(policy, iteration + 1)
@@ -375,7 +375,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         return parted
 
     started = time.time()
-    loop(env, policy, draw, config.loop, 100 * config.seed + number, on_iteration)
+    loop(env, policy, draw, config.rl, 100 * config.seed + number, on_iteration)
     seconds = time.time() - started
     result = {"history": [_finite(h) for h in history], "kept": len(history)}
     if gauge is not None:

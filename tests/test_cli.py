@@ -124,9 +124,10 @@ def test_config_prints_json_that_is_the_preset(preset):
 def test_options_of_train_reach_the_settings():
     config = cli.build_config("debug", " reach , push ", 3, 7, "real", 5, 2, 9, plain=True)
     assert (config.tasks, config.demos, config.seed) == (("reach", "push"), 3, 7)
-    assert (config.rl_env, config.loop.iterations, config.rounds) == ("real", 5, 2)
-    assert config.test_starts == 9
-    assert (config.loop.branch, config.loop.noise, config.loop.time_penalty) == (0, 1.0, 0.0)
+    assert (config.rl_env, config.rounds, config.test_starts) == ("real", 2, 9)
+    for loop in (config.loop, config.real_loop):
+        assert (loop.iterations, loop.branch) == (5, 0)
+        assert (loop.noise, loop.time_penalty) == (1.0, 0.0)
     untouched = cli.build_config("debug", "", None, 0, "dream", None, None, None, plain=False)
     assert untouched == runs.preset("debug")
 

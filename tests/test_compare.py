@@ -72,8 +72,15 @@ UNTRAINED = {"reflector_fit.steps": 1, "reflector_fit.learning_rate": 1e-9}
     [
         ("dream", {}),
         # 400 + 150 real episodes; an iteration of 10 groups costs 10 x (8 + 1) = 90, six fit
-        ("real_equal_budget", {"rl_env": "real", "loop.groups": 10, "loop.iterations": 6}),
-        ("real_equal_rollouts", {"rl_env": "real"}),
+        (
+            "real_equal_budget",
+            {"rl_env": "real", "real_loop.groups": 10, "real_loop.iterations": 6},
+        ),
+        # as many rollouts as the dream's 5 x 16 x 8
+        (
+            "real_equal_rollouts",
+            {"rl_env": "real", "real_loop.groups": 16, "real_loop.iterations": 5},
+        ),
         ("rounds", {"rounds": 2, "exploration": 60}),
         ("dream_no_extra_data", {"extra_data": False}),
         ("dream_untrained_reflector", UNTRAINED),
@@ -101,8 +108,10 @@ def test_two_rounds_explore_as_much_as_one():
 
 def test_equal_rollouts_when_the_gauge_ended_the_dream_early():
     config = RunConfig()
-    settings = compare.variant(config, "real_equal_rollouts", finished(config, iterations=5))
-    assert changed(config, settings) == {"rl_env": "real", "loop.iterations": 5}
+    settings = compare.variant(config, "real_equal_rollouts", finished(config, iterations=3))
+    assert changed(config, settings) == {
+        "rl_env": "real", "real_loop.iterations": 3, "real_loop.groups": config.loop.groups
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("branch", [0, 3])
@@ -110,14 +119,14 @@ def test_equal_rollouts_when_the_gauge_ended_the_dream_early():
 def test_equal_budget_is_never_exceeded(preset, branch):
     """Every budget from that of one group on: kept, and less than one iteration of it is left."""
     config = runs.preset(preset)
-    config = replace(config, loop=replace(config.loop, branch=branch))
-    a_group = config.loop.rollouts + (branch > 0)
+    config = replace(config, real_loop=replace(config.real_loop, branch=branch))
+    a_group = config.real_loop.rollouts + (branch > 0)
     for budget in range(a_group, 1500):
-        loop = compare.variant(config, "real_equal_budget", finished(config, budget)).loop
+        loop = compare.variant(config, "real_equal_budget", finished(config, budget)).rl
         cost = loop.iterations * loop.groups * a_group
         assert cost <= budget < cost + loop.groups * a_group
         assert loop.groups * loop.rollouts <= config.slots
-    loop = compare.variant(config, "real_equal_budget", finished(config, 1)).loop
+    loop = compare.variant(config, "real_equal_budget", finished(config, 1)).rl
     assert (loop.groups, loop.iterations) == (1, 1)  # the least there is
 
 
@@ -268,7 +277,7 @@ def script_stage(run: Run, name: str) -> None:
     result = {"ledger": ledger, "line": name}
     if stage == "rl":
         who = "rl" if config.rl_env == "real" else "gauge"
-        result = {"ledger": {f"{who}_episodes": 6}, "history": [{}] * config.loop.iterations}
+        result = {"ledger": {f"{who}_episodes": 6}, "history": [{}] * config.rl.iterations}
     if stage == "evaluate":
         means = {"sft": 0.25, "policy": 0.5 if config.rl_env == "real" else 0.75}
         result["results"] = {k: {"oracle": {"mean": m}} for k, m in means.items()}
@@ -522,8 +531,8 @@ def test_the_ledger_counts_what_an_iteration_really_costs():
             return self.observation, np.zeros(8), np.ones(8, bool), None, {}
 
     for branch, rollouts in ((3, ppo.branch_rollouts), (0, ppo.plain_rollouts)):
-        config = replace(DEBUG, loop=LoopConfig(groups=2, rollouts=4, branch=branch))
-        loop = compare.variant(config, "real_equal_budget", finished(config, 100)).loop
+        config = replace(DEBUG, real_loop=LoopConfig(groups=2, rollouts=4, branch=branch))
+        loop = compare.variant(config, "real_equal_budget", finished(config, 100)).rl
         env, generator = Counting(), torch.Generator().manual_seed(0)
         rollouts(env, Policy(config.policy), [None] * loop.groups, loop, generator)
         assert 100 // env.real_resets == loop.iterations == (10 if branch else 12)
@@ -634,3 +643,28 @@ def test_killed_and_resumed(tmp_path):
     third = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert third.returncode == 0 and third.stdout.count("done already") == 7 + 4 + 7
     assert tree(out) == before
+
+
+@pytest.mark.parametrize("rl_env", ["real", "dream"])
+def test_loop_takes_the_settings_of_where_it_plays(tmp_path, monkeypatch, rl_env):
+    """Dream and reality explore with budgets of their own; nobody may mix them up."""
+    config = replace(DEBUG, rl_env=rl_env, probes=0, loop=LoopConfig(groups=3, iterations=7))
+    run = runs.Run.create(tmp_path / "run", config)
+    runs.save_part(run.checkpoint("sft"), Policy(config.policy), asdict(config.policy))
+    seen = []
+
+    def loop(env, policy, draw, settings, seed, on_iteration):
+        seen.append(settings)
+        on_iteration(0, {"success": 0.0, "decisions": 1, "groups_with_spread": 0.0})
+
+    nothing = {"real_episodes": 0, "real_steps": 0}
+    real = SimpleNamespace(open=lambda: None, count=lambda: nothing)
+    monkeypatch.setattr(train, "loop", loop)
+    monkeypatch.setattr(train, "sources", lambda run: ([], [], None))
+    monkeypatch.setattr(train, "WorldEnv", lambda *a: SimpleNamespace(imagined_frames=0))
+    monkeypatch.setattr(runs.Run, "simulator", lambda self, camera: None)
+    monkeypatch.setattr(runs.Run, "reflector", lambda self: None)
+    steps = []
+    train.stage_rl(run, real, lambda step, of, metrics: steps.append(of))
+    assert seen == [config.loop if rl_env == "dream" else DEBUG.real_loop]
+    assert steps == [seen[0].iterations]
