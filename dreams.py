@@ -37,17 +37,17 @@ def dream_along(
     return dreams
 
 
+def moment(episode: Episode, t: int) -> tuple:
+    """The real state before decision t of an episode, as `WorldEnv.set_states` continues it."""
+    return episode.image[: t + 1], episode.state[t], motion_before(episode, t), episode.instruction
+
+
 def _dream_batch(world: WorldEnv, episodes: list[Episode], begins: np.ndarray) -> list[Episode]:
     count = len(episodes)
     lengths = np.array([len(episode) for episode in episodes])
     images = [episode.image.copy() for episode in episodes]
     states = [episode.state.copy() for episode in episodes]
-    world.set_states(
-        [
-            (e.image[: t + 1], e.state[t], motion_before(e, int(t)), e.instruction)
-            for e, t in zip(episodes, begins, strict=True)
-        ]
-    )
+    world.set_states([moment(e, int(t)) for e, t in zip(episodes, begins, strict=True)])
     for step in range(int((lengths - begins).max())):
         time = begins + step
         running = time < lengths

@@ -1,4 +1,4 @@
-"""How often does the world model lie? Three instruments, each on real episodes that nothing was
+"""How often does the world model lie? Four instruments, each on real episodes that nothing was
 trained on.
 
 Paper's section: "The loop" lets simulator and reflector stand in for reality; here both are held
@@ -8,6 +8,8 @@ against it.
                       do both end in success?
     2 reflector       R against the true labels, on real frames and on generated ones
     3 counterfactual  other actions from the same start: does the dream show what *these* do?
+    4 branches        nearly the same actions from the same moment: does the dream rank them as
+                      reality does? That ranking is all that LOOP learns from (branches.py)
 
                        reality: success   reality: failure
     dream: success     both               hallucinated     pays LOOP for what does not work
@@ -27,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from branches import branch_truth
 from demos import Episode, play, write_atomically, write_film
 from dreams import dream_along
 from evaluate import reliability, test_starts, wilson
@@ -41,6 +44,7 @@ from worldenv import WorldEnv
 
 OUTPUT_MB = 30  # to be free on the disk: two films and two charts
 FILES = ("trust.json", "agreement.png", "reflector.png", "worst.gif", "counterfactual.gif")
+MOMENTS = 8  # a task, to branch from
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20)) + (0.98,)  # etas of the sweep
 WORST = 3  # disagreements of each kind in the film
 
@@ -403,12 +407,13 @@ def reflector_chart(card: dict, path: Path) -> None:
 
 
 def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str = "dev") -> dict:
-    """Measure all three on a run and write FILES into RUN/trust; `say` gets a line for each.
+    """Measure all four on a run and write FILES into RUN/trust; `say` gets a line for each.
 
     split: "dev", or "test" for reported figures only. Plays the policies "sft" and, where there is
     one, "policy". Returns the content of trust.json: "run", "split", "starts_per_task", "seed",
     "agreement": {policy: `agreement`}, "rank_over_checkpoints", "reflector": {"threshold", "real",
-    "generated": `reflector_report`}, "counterfactual": `action_following`, "words": the lines.
+    "generated": `reflector_report`}, "counterfactual": `action_following`,
+    "branches": `branches.branch_truth`, "words": the lines.
 
     The files appear together when all went well; after a failure earlier ones are as they were.
     Where no pair disagrees there is no worst.gif. Raises BadRun (ValueError) for a missing or
@@ -436,6 +441,10 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
             agreements = _agreements(world, env, policies, starts, config.seed, folder, tell)
             card = _card(world, kept, folder, tell)
             following = _following(world, env, starts, config.seed, folder, tell)
+            count = len(config.tasks) * min(MOMENTS, starts_per_task)
+            parts = world, env, policies["sft"], kept, config.real_loop
+            branches = branch_truth(*parts, count, config.seed)
+            tell(_branches_words(branches))
         finally:
             env.close()
         # The gauge has played the policies of several iterations in both worlds already.
@@ -450,6 +459,7 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
             "rank_over_checkpoints": rank_over_checkpoints(*rates),
             "reflector": card,
             "counterfactual": following,
+            "branches": branches,
             "words": words,
         }
         text = json.dumps(result, indent=1, allow_nan=False)
@@ -537,4 +547,16 @@ def _following_words(following: dict) -> str:
     return (
         f"the dream follows its actions in {_interval(following['action_following'])} of "
         f"{following['n']} dreams, {_percent(following['chance'])} by chance: {', '.join(parts)}"
+    )
+
+
+def _branches_words(branches: dict) -> str:
+    within = branches["within"]
+    value = (
+        "undefined" if within is None else "{value:.2f} ({low:.2f} to {high:.2f})".format(**within)
+    )
+    return (
+        f"branches: dream and reality agree in {_percent(branches['agreement'])} of "
+        f"{branches['groups']} x {branches['rollouts']}; inside the groups, which is what LOOP "
+        f"learns from, their returns correlate with {value}"
     )

@@ -23,6 +23,7 @@ LAYERS = [
     {"worldenv", "ppo"},
     {"dreams", "gauge"},
     {"evaluate"},
+    {"branches"},
     {"runs"},
     {"train"},
     {"studies", "report"},

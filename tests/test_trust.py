@@ -22,6 +22,7 @@ from camera import Camera
 from demos import Episode
 from evaluate import test_starts, wilson
 from policy import Policy
+from ppo import LoopConfig
 from reflector import Reflector, false_stops, right_verdicts
 from simulator import Simulator
 from tasks import EnvConfig, Start, VecRealEnv
@@ -104,11 +105,17 @@ class Reality(WorldEnv):
         self.closed = True
 
 
-class Push:
-    """A policy that pushes x by `dx` in every step."""
+class Push(torch.nn.Module):
+    """A policy that pushes x by `dx` in every step; its scale is 0.2."""
 
     def __init__(self, dx: float):
-        self.dx = dx
+        super().__init__()
+        self.dx, self.anywhere = dx, torch.nn.Parameter(torch.zeros(()))
+
+    def distribution(self, image, state, tokens):
+        mean = torch.zeros(len(image), CHUNK, 4)
+        mean[..., 0] = self.dx
+        return mean, torch.full_like(mean, 0.2).log()
 
     def act(self, observation, running):
         chunks = np.zeros((len(running), CHUNK, 4), np.float32)
@@ -414,7 +421,9 @@ def scripted_run(folder, judge) -> SimpleNamespace:
     return SimpleNamespace(
         folder=folder,
         episodes_folder=folder / "episodes",
-        config=SimpleNamespace(tasks=TASKS, slots=4, env=CONFIG, seed=0),
+        config=SimpleNamespace(
+            tasks=TASKS, slots=4, env=CONFIG, seed=0, real_loop=LoopConfig(rollouts=4)
+        ),
         stages={"rl": {"probes": PROBES}},
         checkpoint=lambda name: folder / "config.json",  # "policy" is there if this file is
         policy=lambda name: Push({"sft": 0.1, "policy": 0.4}[name]),
@@ -437,13 +446,14 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     result = trust.trust(run, 2, lines.append)
     assert sorted(path.name for path in (tmp_path / "trust").iterdir()) == sorted(trust.FILES)
     saved = json.loads((tmp_path / "trust" / "trust.json").read_text())
-    assert saved == result and result["words"] == lines and len(lines) == 4
+    assert saved == result and result["words"] == lines and len(lines) == 5
     assert result["agreement"]["sft"]["table"]["neither"] == 6
     assert result["agreement"]["policy"]["table"]["missed"] == 6
     assert result["rank_over_checkpoints"] == pytest.approx(0.5)  # ranks 1, 2, 3 and 2, 1, 3
     assert result["reflector"]["real"]["recall"] == 1  # frames brighter than 120 are successes
     assert result["reflector"]["generated"]["recall"] == 0  # and the deaf dream shows none
     assert result["counterfactual"]["n"] == 24
+    assert (result["branches"]["groups"], result["branches"]["rollouts"]) == (6, 4)
     assert lines[1] == (
         "policy: the dream and reality agree in 0 % of 6 starts (0 to 39; kappa 0.00); "
         "it hallucinates success in 0 %, misses it in 100 %"
@@ -542,5 +552,6 @@ def test_trust_of_a_real_run(tmp_path):
     assert sft["n"] == 4 and sft["table"]["missed"] == sft["table"]["neither"] == 0
     assert measured["reflector"]["generated"]["false_stops"]["share"] == 1
     assert measured["counterfactual"]["n"] == 16
+    assert (measured["branches"]["groups"], measured["branches"]["rollouts"]) == (4, 4)
     for path in run.folder.rglob("*.png"):
         assert path.stat().st_size > 10_000, path

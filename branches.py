@@ -1,0 +1,164 @@
+"""Does the dream tell better actions from worse ones? The instrument nearest to what LOOP uses.
+
+Paper's section: "RL post-training": the advantage of a rollout is its return against the others of
+its group. Agreement (trust.py) compares *starts*; a dream can be right about most starts and still
+know nothing of what a slightly different action does there. Then LOOP learns from noise.
+
+                                         .--> in the dream, then the mean policy --> R_gn
+    moment g of a recorded real episode -+    the same N x D noisy chunks
+                                         '--> in reality,   then the mean policy --> r_gn
+
+                    sum_gn (R_gn - R_g.) (r_gn - r_g.)
+    within = -----------------------------------------------,    R_g. the mean of group g
+             sqrt( sum (R_gn - R_g.)^2  sum (r_gn - r_g.)^2 )
+
+1: the dream ranks the branches of every moment as reality does; 0: its advantages are noise.
+
+Symbols: G moments, N branches of each, D noisy decisions, R reward in [0, 1] at the end of a dream,
+r real success (0 or 1). Nothing here trains.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from demos import Episode
+from dreams import moment
+from evaluate import wilson
+from policy import Policy
+from ppo import Explorer, LoopConfig, to_the_end
+from tasks import Start, VecRealEnv
+from worldenv import WorldEnv
+
+DRAWS = 1000  # of the bootstrap
+
+
+def branch_truth(
+    world: WorldEnv,
+    env: VecRealEnv,
+    policy: Policy,
+    episodes: list[Episode],
+    loop: LoopConfig,
+    groups: int,
+    seed: int = 0,
+) -> dict:
+    """Branch from `groups` moments of recorded episodes, in the dream and in reality.
+
+    episodes: real ones that nothing was trained on, their tasks taken in turn; loop: its rollouts,
+    branch and noise. Returns "groups", "rollouts", "noisy_decisions", "agreement": share of
+    branches {"share", "low", "high"} (Wilson; branches of one moment are not independent, so it is
+    somewhat too narrow), "mixed": share of moments from which some branches succeed in reality and
+    some do not, "within": {"value", "low", "high"} with a bootstrap interval over moments, None
+    where nothing varies.
+    """
+    rng = np.random.default_rng(seed)
+    moments = draw_moments(episodes, groups, rng)
+    n = min(loop.rollouts, env.num_envs)
+    generator = torch.Generator().manual_seed(seed)
+    imagined, dreamt, real = [], [], []
+    for first in range(0, groups, max(1, env.num_envs // n)):
+        some = moments[first : first + max(1, env.num_envs // n)]
+        states = [moment(e, t) for e, t in some for _ in range(n)]
+        explorer = Recorder(policy, loop.noise, shared=True, generator=generator)
+        success, rewards, _ = _branch(world, states, policy, explorer.act, loop.branch)
+        states = [state for state in real_states(env, some) for _ in range(n)]
+        truly, _, _ = _branch(env, states, policy, explorer.again, loop.branch)
+        imagined.append(success.reshape(-1, n))
+        dreamt.append(rewards.reshape(-1, n))
+        real.append(truly.reshape(-1, n))
+    imagined, dreamt, real = (np.concatenate(x) for x in (imagined, dreamt, real))
+    agree = int((imagined == real).sum())
+    low, high = wilson(agree, real.size)
+    return {
+        "groups": groups,
+        "rollouts": n,
+        "noisy_decisions": loop.branch,
+        "agreement": {"share": agree / real.size, "low": low, "high": high},
+        "mixed": float((real.any(1) & ~real.all(1)).mean()),
+        "within": within_interval(dreamt, real.astype(np.float64), rng),
+    }
+
+
+def draw_moments(episodes: list[Episode], count: int, rng) -> list[tuple[Episode, int]]:
+    """(episode, decision before its first success), both uniform, the tasks in turn."""
+    tasks = list(dict.fromkeys(episode.task for episode in episodes))
+    moments = []
+    for i in range(count):
+        of_task = [e for e in episodes if e.task == tasks[i % len(tasks)]]
+        episode = of_task[rng.integers(len(of_task))]
+        end = len(episode) if episode.first_success is None else episode.first_success
+        moments.append((episode, int(rng.integers(max(1, end)))))
+    return moments
+
+
+class Recorder(Explorer):
+    """Noisy chunks that can be played `again`, decision by decision, in another environment with as
+    many slots."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.played: list[tuple[np.ndarray, np.ndarray]] = []  # (running slots, chunks)
+        self.replayed = 0
+
+    def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
+        chunks = super().act(observation, running)
+        self.played.append((running.copy(), chunks))
+        return chunks
+
+    def again(self, observation: dict, running: np.ndarray) -> np.ndarray:
+        """What `act` gave at the same decision; the mean policy's chunks where the dream had
+        ended."""
+        chunks = self.policy.act(observation, running)
+        if self.replayed < len(self.played):
+            ran, drawn = self.played[self.replayed]
+            chunks[ran & running] = drawn[ran & running]
+        self.replayed += 1
+        return chunks
+
+
+def _branch(env, states: list, policy: Policy, noisy, decisions: int):
+    """Noise in the first decisions, then the mean policy: (success, reward, length), each (B,)."""
+    observation = env.set_states(states)
+
+    def act(observation: dict, step: int) -> np.ndarray:
+        return (noisy if step < decisions else policy.act)(observation, ~env.done)
+
+    return to_the_end(env, observation, act, len(states))
+
+
+def real_states(env: VecRealEnv, moments: list[tuple[Episode, int]]) -> list[tuple]:
+    """Replay every episode up to its moment: states for `env.set_states`."""
+    env.reset(options={"starts": [Start(e.task, e.seed) for e, _ in moments]})
+    states: list[tuple] = [()] * len(moments)
+    for now in range(1 + max(t for _, t in moments)):
+        actions = np.zeros(env.action_space.shape, np.float32)
+        for slot, (episode, t) in enumerate(moments):
+            if t == now:
+                states[slot] = env.get_states([slot])[0]
+                env.done[slot] = True
+            elif t > now:
+                actions[slot] = episode.action[now]
+        if not env.done.all():
+            env.step(actions)
+    return states
+
+
+def within(dreamt: np.ndarray, real: np.ndarray) -> float | None:
+    """The correlation above of (G, N) dreamt and real returns; None where either never varies
+    inside a group."""
+    a = dreamt - dreamt.mean(1, keepdims=True)
+    b = real - real.mean(1, keepdims=True)
+    spread = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / spread) if spread > 1e-12 else None
+
+
+def within_interval(dreamt: np.ndarray, real: np.ndarray, rng) -> dict | None:
+    """`within` with the 95 % interval of a bootstrap over groups."""
+    value = within(dreamt, real)
+    if value is None:
+        return None
+    picks = (rng.integers(len(real), size=len(real)) for _ in range(DRAWS))
+    drawn = [x for p in picks if (x := within(dreamt[p], real[p])) is not None]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"value": value, "low": float(low), "high": float(high)}
