@@ -78,14 +78,9 @@ def evaluate(policy, env, starts: list[Start], termination: str, reflector=None)
 
 
 def judge_terminations(episodes: list[Episode], reflector) -> dict[str, dict]:
-    """Episodes that ran to the horizon -> results for "oracle", "none" and, with a reflector,
-    "reflector": a stop ends an episode, it does not change what came before it."""
-    results = {
-        "oracle": summarize(episodes, [e.succeeded for e in episodes], "oracle"),
-        "none": summarize(episodes, [bool(e.success[-1]) for e in episodes], "none"),
-    }
-    played = [len(e) if e.first_success is None else e.first_success for e in episodes]
-    results["oracle"]["decisions"] = float(np.mean(played))
+    """Episodes that ran to the horizon -> results for "none" and, with a reflector,
+    "reflector" (the same episodes)."""
+    results = {"none": summarize(episodes, [bool(e.success[-1]) for e in episodes], "none")}
     if reflector is not None:
         ended, eta = [], float(reflector.threshold)
         for curve, episode in zip(judge_episodes(reflector, episodes), episodes, strict=True):

@@ -36,6 +36,7 @@ from evaluate import (
     judge_terminations,
     reflector_card,
     simulator_card,
+    summarize,
     test_starts,
 )
 from fit import FitConfig, fit
@@ -465,9 +466,14 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
 def evaluate_all(
     policy: Policy, env: VecRealEnv, starts: list[Start], reflector
 ) -> dict[str, dict]:
-    """Results by termination, all of the same episodes, which run to the horizon."""
-    unstopped = play(env, starts, policy.act, "evaluation", after_success=None)
-    return judge_terminations(unstopped, reflector)
+    """Results by termination; "none" and "reflector" judge the same episodes, which run to the
+    horizon. One that never succeeds does so under the oracle too, and is not played again."""
+    stopped = play(env, starts, policy.act, "evaluation", after_success=0)
+    again = [start for start, e in zip(starts, stopped, strict=True) if e.succeeded]
+    longer = iter(play(env, again, policy.act, "evaluation", after_success=None))
+    unstopped = [next(longer) if e.succeeded else e for e in stopped]
+    oracle = summarize(stopped, [e.succeeded for e in stopped], "oracle")
+    return {"oracle": oracle, **judge_terminations(unstopped, reflector)}
 
 
 def hardware() -> str:

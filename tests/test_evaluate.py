@@ -1,6 +1,7 @@
 """Measuring: intervals against scipy and by hand, terminations and cards on scripted episodes."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import evaluate as evaluate_module
 from demos import Episode
 from dreams import dream_along
 from evaluate import (
+    TERMINATIONS,
     evaluate,
     judge_terminations,
     mean_interval,
@@ -23,7 +25,8 @@ from evaluate import (
     test_starts,
     wilson,
 )
-from tasks import ACTION_DIM, EnvConfig, split_of
+from tasks import ACTION_DIM, EnvConfig, Start, split_of
+from train import evaluate_all
 from worldenv import WorldEnv, start_frames
 
 SIZE, CHUNK = 16, 2
@@ -102,14 +105,12 @@ def test_terminations_of_scripted_episodes():
     ]
     results = judge_terminations(episodes, Brightness())
     assert results["none"]["mean"] == pytest.approx(2 / 4)
-    assert results["oracle"]["mean"] == 1.0
-    assert results["oracle"]["decisions"] == pytest.approx((1 + 2 + 3 + 1) / 4)
     assert results["reflector"]["mean"] == pytest.approx(2 / 4)
     single = [judge_terminations([e], Brightness()) for e in episodes]
     assert [r["none"]["mean"] for r in single] == [0, 1, 1, 0]
     assert [r["reflector"]["mean"] for r in single] == [1, 0, 1, 0]
     assert [r["reflector"]["termination"] for r in single] == ["reflector"] * 4
-    assert set(judge_terminations(episodes, None)) == {"oracle", "none"}
+    assert set(judge_terminations(episodes, None)) == {"none"}
 
 
 def test_summary_counts_by_task():
@@ -277,3 +278,57 @@ def test_reflector_termination_needs_a_reflector():
     """One line that says what is missing, before anything is played."""
     with pytest.raises(ValueError, match="without a reflector"):
         evaluate(None, None, [], "reflector", None)
+
+
+@pytest.mark.parametrize("num_envs", [2, 6])
+def test_failures_are_not_played_twice(num_envs):
+    """One play per start and one more per success give what playing everything twice gives."""
+    env = Playground(num_envs)
+    every = [Start("reach", 9_100_000 + i) for i in range(6)]
+    results = evaluate_all(env.policy, env, every, Brightness())
+    assert env.started == 6 + 3 and results["oracle"]["mean"] == pytest.approx(3 / 6)
+    for termination in TERMINATIONS:
+        alone = evaluate(env.policy, Playground(num_envs), every, termination, Brightness())
+        assert results[termination] == alone
+    means = [results[t]["mean"] for t in ("reflector", "none")]
+    assert means == [pytest.approx(2 / 6), pytest.approx(1 / 6)]
+    nobody = [start for start in every if start.seed % 2]
+    assert evaluate_all(env.policy, env, nobody, None)["oracle"]["mean"] == 0
+
+
+class Playground:
+    """Five decisions. Starts of even seed are successes after the fourth (0), the third and fourth
+    (2), and the second to fifth (4); Brightness stops after the third."""
+
+    policy = SimpleNamespace(act=lambda observation, running: np.zeros((len(running), 1, 4)))
+    WHEN = {0: (4, 4), 2: (3, 4), 4: (2, 5)}
+
+    def __init__(self, num_envs: int):
+        self.num_envs, self.started = num_envs, 0
+
+    def reset(self, options):
+        self.seeds = [start.seed - 9_100_000 for start in options["starts"]]
+        self.stop, self.time = options["stop_on_success"], 0
+        self.done = np.arange(self.num_envs) >= len(self.seeds)
+        self.started += len(self.seeds)
+        return self._observation(), {"success": np.zeros(self.num_envs, bool)}
+
+    def _observation(self):
+        image = np.full((self.num_envs, 8, 8, 3), 20 * self.time, np.uint8)
+        return {
+            "image": image,
+            "state": np.zeros((self.num_envs, 4), np.float32),
+            "instruction": ("reach the goal",) * self.num_envs,
+        }
+
+    def step(self, chunks):
+        self.time += 1
+        success = np.zeros(self.num_envs, bool)
+        for slot, seed in enumerate(self.seeds):
+            first, last = self.WHEN.get(seed, (9, 9))
+            success[slot] = first <= self.time <= last
+        if self.stop:
+            self.done |= success
+        if self.time == 5:
+            self.done[:] = True
+        return self._observation(), None, None, None, {"success": success}
