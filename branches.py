@@ -25,9 +25,9 @@ import torch
 
 from demos import Episode
 from dreams import moment
-from evaluate import wilson
+from evaluate import wilson_share
 from policy import Policy
-from ppo import Explorer, LoopConfig, to_the_end
+from ppo import Explorer, LoopConfig, play_branches
 from tasks import Start, VecRealEnv
 from worldenv import WorldEnv
 
@@ -57,24 +57,23 @@ def branch_truth(
     n = min(loop.rollouts, env.num_envs)
     generator = torch.Generator().manual_seed(seed)
     imagined, dreamt, real = [], [], []
-    for first in range(0, groups, max(1, env.num_envs // n)):
-        some = moments[first : first + max(1, env.num_envs // n)]
-        states = [moment(e, t) for e, t in some for _ in range(n)]
-        explorer = Recorder(policy, loop.noise, shared=True, generator=generator)
-        success, rewards, _ = _branch(world, states, policy, explorer.act, loop.branch)
+    at_once = env.num_envs // n
+    for first in range(0, groups, at_once):
+        some = moments[first : first + at_once]
+        recorder = Recorder(policy, loop.noise, shared=True, generator=generator)
+        states = [state for state in [moment(e, t) for e, t in some] for _ in range(n)]
+        success, rewards, _ = play_branches(world, states, recorder.act, loop.branch, policy)
         states = [state for state in real_states(env, some) for _ in range(n)]
-        truly, _, _ = _branch(env, states, policy, explorer.again, loop.branch)
+        truly, _, _ = play_branches(env, states, recorder.again, loop.branch, policy)
         imagined.append(success.reshape(-1, n))
         dreamt.append(rewards.reshape(-1, n))
         real.append(truly.reshape(-1, n))
     imagined, dreamt, real = (np.concatenate(x) for x in (imagined, dreamt, real))
-    agree = int((imagined == real).sum())
-    low, high = wilson(agree, real.size)
     return {
         "groups": groups,
         "rollouts": n,
         "noisy_decisions": loop.branch,
-        "agreement": {"share": agree / real.size, "low": low, "high": high},
+        "agreement": wilson_share(int((imagined == real).sum()), real.size),
         "mixed": float((real.any(1) & ~real.all(1)).mean()),
         "within": within_interval(dreamt, real.astype(np.float64), rng),
     }
@@ -87,8 +86,7 @@ def draw_moments(episodes: list[Episode], count: int, rng) -> list[tuple[Episode
     for i in range(count):
         of_task = [e for e in episodes if e.task == tasks[i % len(tasks)]]
         episode = of_task[rng.integers(len(of_task))]
-        end = len(episode) if episode.first_success is None else episode.first_success
-        moments.append((episode, int(rng.integers(max(1, end)))))
+        moments.append((episode, int(rng.integers(max(1, episode.until_success)))))
     return moments
 
 
@@ -115,16 +113,6 @@ class Recorder(Explorer):
             chunks[ran & running] = drawn[ran & running]
         self.replayed += 1
         return chunks
-
-
-def _branch(env, states: list, policy: Policy, noisy, decisions: int):
-    """Noise in the first decisions, then the mean policy: (success, reward, length), each (B,)."""
-    observation = env.set_states(states)
-
-    def act(observation: dict, step: int) -> np.ndarray:
-        return (noisy if step < decisions else policy.act)(observation, ~env.done)
-
-    return to_the_end(env, observation, act, len(states))
 
 
 def real_states(env: VecRealEnv, moments: list[tuple[Episode, int]]) -> list[tuple]:

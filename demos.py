@@ -68,6 +68,11 @@ class Episode:
         return int(frames[0]) if len(frames) else None
 
     @property
+    def until_success(self) -> int:
+        """Decisions before the first success; all of them where there is none."""
+        return len(self) if self.first_success is None else self.first_success
+
+    @property
     def succeeded(self) -> bool:
         return self.first_success is not None
 

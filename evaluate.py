@@ -32,6 +32,12 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def wilson_share(count: int, trials: int) -> dict[str, float]:
+    """{"share", "low", "high"}: a rate with Wilson's 95 % interval; trials: 1 or more."""
+    low, high = wilson(count, trials)
+    return {"share": count / trials, "low": low, "high": high}
+
+
 def mean_interval(values: list[float]) -> tuple[float, float, float]:
     """Mean and Student's 95 % interval over seeds; with one value the interval is unbounded."""
     from scipy import stats

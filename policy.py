@@ -240,7 +240,7 @@ def imitation_batches(episodes, batch: int, seed: int):
     by_task = [[e for e in episodes if e.task == task] for task in tasks]
     columns = []
     for group in by_task:
-        ends = [len(e) if e.first_success is None else e.first_success for e in group]
+        ends = [e.until_success for e in group]
         columns.append(
             {
                 "image": torch.from_numpy(

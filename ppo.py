@@ -185,7 +185,7 @@ class Explorer:
         )
 
 
-def to_the_end(env, observation, act, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _to_the_end(env, observation, act, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Step until all are done;
     (success at the stop (count,), reward there (count,), decisions taken (count,))."""
     success, reward = np.zeros(count, bool), np.zeros(count, np.float32)
@@ -209,7 +209,7 @@ def plain_rollouts(
     n, groups = config.rollouts, len(starts)
     explorer = Explorer(policy, config.noise, shared=False, generator=generator)
     observation, _ = env.reset(options={"starts": [s for s in starts for _ in range(n)]})
-    success, reward, length = to_the_end(
+    success, reward, length = _to_the_end(
         env, observation, lambda o, _: explorer.act(o, ~env.done), groups * n
     )
     returns = _returns(success, reward, length, env.config.horizon, config)
@@ -245,17 +245,13 @@ def branch_rollouts(
             trail[slot].append(state)
         return policy.act(observation, ~env.done)
 
-    trunk_success, _, trunk_length = to_the_end(env, observation, remember_and_act, groups)
+    trunk_success, _, trunk_length = _to_the_end(env, observation, remember_and_act, groups)
     fraction = torch.rand(groups, generator=generator).numpy()
     t0 = np.minimum((fraction * trunk_length).astype(np.int64), trunk_length - 1)
 
     explorer = Explorer(policy, config.noise, shared=True, generator=generator)
-    observation = env.set_states([trail[g][t0[g]] for g in range(groups) for _ in range(n)])
-
-    def noise_first(observation: dict, step: int) -> np.ndarray:
-        return (explorer if step < config.branch else policy).act(observation, ~env.done)
-
-    success, reward, length = to_the_end(env, observation, noise_first, groups * n)
+    states = [trail[g][t0[g]] for g in range(groups) for _ in range(n)]
+    success, reward, length = play_branches(env, states, explorer.act, config.branch, policy)
     returns = _returns(success, reward, length + t0.repeat(n), env.config.horizon, config)
     shape = (groups, n)
     return explorer.finish(
@@ -264,6 +260,19 @@ def branch_rollouts(
         float(trunk_success.mean()),
         int(length.sum() + trunk_length.sum()),
     )
+
+
+def play_branches(
+    env, states: list, noisy, decisions: int, policy: Policy
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """From each of B states: `noisy` chunks in the first decisions, then the mean policy;
+    (success, reward, length) as `_to_the_end`."""
+    observation = env.set_states(states)
+
+    def noise_first(observation: dict, step: int) -> np.ndarray:
+        return (noisy if step < decisions else policy.act)(observation, ~env.done)
+
+    return _to_the_end(env, observation, noise_first, len(states))
 
 
 def _returns(success, reward, length, horizon: int, config: LoopConfig) -> np.ndarray:

@@ -232,14 +232,13 @@ def _settings(run: Run) -> list[str]:
     config, env, loop = run.config, run.config.env, run.config.rl
     fits = {"SFT": config.sft, "simulator": config.simulator_fit, "reflector": config.reflector_fit}
     exploration = f"{config.exploration} episodes per task, noise x {config.exploration_noise:g}"
-    exploring = f"branch {loop.branch}, noise x {loop.noise:g}, clip {loop.clip:g}"
     rows = [
         ["tasks", ", ".join(config.tasks)],
         ["camera, time", f"{env.size} px, {env.chunk} steps a decision, horizon {env.horizon}"],
         ["exploration", exploration],
         *([name, f"{fit.steps} steps of {fit.batch}"] for name, fit in fits.items()),
         ["LOOP", f"{loop.iterations} iterations of {loop.groups} groups x {loop.rollouts}"],
-        ["exploring in LOOP", exploring],
+        ["exploring in LOOP", f"branch {loop.branch}, noise x {loop.noise:g}, clip {loop.clip:g}"],
     ]
     note = "All of them: [config.json](config.json)."
     return ["## Settings", "", *_table(["what", "value"], rows), "", note]

@@ -32,7 +32,7 @@ import numpy as np
 from branches import branch_truth
 from demos import Episode, play, write_atomically, write_film
 from dreams import dream_along
-from evaluate import reliability, test_starts, wilson
+from evaluate import reliability, test_starts, wilson_share
 from gauge import play_both
 from reflector import false_stops, judge_episodes, recall, right_verdicts
 from report import BLUE, GREY, ORANGE, side_by_side
@@ -50,11 +50,6 @@ WORST = 3  # disagreements of each kind in the film
 
 # Colours of Okabe and Ito, which colour-blind readers tell apart.
 HALLUCINATED, MISSED = (213, 94, 0), (0, 114, 178)  # frames of the film: vermillion, blue
-
-
-def _share(count: int, trials: int) -> dict[str, float]:
-    low, high = wilson(count, trials)
-    return {"share": count / trials, "low": low, "high": high}
 
 
 # ------------------------------------------------------------------------------------ 1. agreement
@@ -90,9 +85,9 @@ def agreement(imagined: np.ndarray, real: np.ndarray, tasks: list[str]) -> dict:
     for task in dict.fromkeys(tasks):
         at = np.array([name == task for name in tasks])
         rows[task] = {
-            "imagined": _share(int(imagined[at].sum()), int(at.sum())),
-            "real": _share(int(real[at].sum()), int(at.sum())),
-            "agreement": _share(int((imagined == real)[at].sum()), int(at.sum())),
+            "imagined": wilson_share(int(imagined[at].sum()), int(at.sum())),
+            "real": wilson_share(int(real[at].sum()), int(at.sum())),
+            "agreement": wilson_share(int((imagined == real)[at].sum()), int(at.sum())),
             "n": int(at.sum()),
         }
     # kappa = (p_o - p_e) / (1 - p_e): p_o the observed agreement, p_e that of two independent
@@ -102,9 +97,9 @@ def agreement(imagined: np.ndarray, real: np.ndarray, tasks: list[str]) -> dict:
     return {
         "n": n,
         "table": counts,
-        "agreement": _share(counts["both"] + counts["neither"], n),
-        "hallucinated": _share(counts["hallucinated"], n),
-        "missed": _share(counts["missed"], n),
+        "agreement": wilson_share(counts["both"] + counts["neither"], n),
+        "hallucinated": wilson_share(counts["hallucinated"], n),
+        "missed": wilson_share(counts["missed"], n),
         "kappa": None if one_word else float(cohen_kappa_score(imagined, real)),
         "tasks": rows,
         "rank_over_tasks": _spearman(*rates),
@@ -207,7 +202,7 @@ def reflector_report(reflector, episodes: list[Episode]) -> dict:
     return reliability(np.concatenate(curves), labels) | {
         "episodes": len(episodes),
         "recall": recall(curves, episodes, eta),
-        "false_stops": _share(wrong, len(episodes)),
+        "false_stops": wilson_share(wrong, len(episodes)),
         "false_stops_by_decision": false_stops_by_decision(curves, episodes, eta),
         "sweep": sweep(curves, episodes),
     }
@@ -309,9 +304,9 @@ def action_following(real: dict[str, list[Episode]], dreams: dict[str, list[Epis
     everything = sum(follows.values(), [])
     return {
         "n": len(everything),
-        "action_following": _share(sum(everything), len(everything)),
+        "action_following": wilson_share(sum(everything), len(everything)),
         "chance": 1 / len(VARIANTS),
-        "variants": {variant: _share(sum(f), len(f)) for variant, f in follows.items()},
+        "variants": {variant: wilson_share(sum(f), len(f)) for variant, f in follows.items()},
     }
 
 
@@ -442,8 +437,9 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
             card = _card(world, kept, folder, tell)
             following = _following(world, env, starts, config.seed, folder, tell)
             count = len(config.tasks) * min(MOMENTS, starts_per_task)
-            parts = world, env, policies["sft"], kept, config.real_loop
-            branches = branch_truth(*parts, count, config.seed)
+            branches = branch_truth(
+                world, env, policies["sft"], kept, config.real_loop, count, config.seed
+            )
             tell(_branches_words(branches))
         finally:
             env.close()
