@@ -60,7 +60,7 @@ def branch_truth(
     at_once = env.num_envs // n
     for first in range(0, groups, at_once):
         some = moments[first : first + at_once]
-        recorder = Recorder(policy, loop.noise, shared=True, generator=generator)
+        recorder = Recorder(policy, loop.noise, True, generator, loop.held)
         states = [state for state in [moment(e, t) for e, t in some] for _ in range(n)]
         success, rewards, _ = play_branches(world, states, recorder.act, loop.branch, policy)
         states = [state for state in real_states(env, some) for _ in range(n)]

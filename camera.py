@@ -25,20 +25,27 @@ class Camera:
     fovy: float
     size: int
 
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """World points (..., 3) in metres -> pixel coordinates (..., 2) as (column, row), float32.
+    def matrix(self) -> np.ndarray:
+        """The projection P (3, 4) float64: (u, v, w) = P (x, y, z, 1), column u / w, row v / w.
 
-        With p_c = R^T (p - c) in the camera frame (x right, y up, looking along -z) and the focal
-        length in pixels f = (size / 2) / tan(fovy / 2), MuJoCo's image has
+        With p_c = R^T (p - c) in the camera frame (x right, y up, looking along -z), the depth
+        w = -z_c and the focal length in pixels f = (size / 2) / tan(fovy / 2), MuJoCo's image has
 
-            column = size / 2 + f * x_c / (-z_c),    row = size / 2 - f * y_c / (-z_c)
+            column = size / 2 + f * x_c / w,    row = size / 2 - f * y_c / w
 
         and the turn by 180 degrees maps (column, row) to (size - column, size - row).
         """
         rotation = np.asarray(self.rotation, np.float64).reshape(3, 3)
-        local = (np.asarray(points, np.float64) - np.asarray(self.position)) @ rotation  # p_c
-        focal = 0.5 * self.size / np.tan(np.radians(self.fovy) / 2)
-        depth = np.maximum(-local[..., 2], 1e-6)
-        column = self.size / 2 + focal * local[..., 0] / depth
-        row = self.size / 2 - focal * local[..., 1] / depth
-        return np.stack([self.size - column, self.size - row], axis=-1).astype(np.float32)
+        half = self.size / 2
+        focal = half / np.tan(np.radians(self.fovy) / 2)
+        turned = np.array([[-focal, 0, -half], [0, focal, -half], [0, 0, -1]])
+        from_world = np.column_stack([rotation.T, -rotation.T @ np.asarray(self.position)])
+        return turned @ from_world
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """World points (..., 3) in metres -> pixel coordinates (..., 2) as (column, row), float32;
+        see `matrix`."""
+        points = np.asarray(points, np.float64)
+        ones = np.ones((*points.shape[:-1], 1))
+        seen = np.concatenate([points, ones], axis=-1) @ self.matrix().T
+        return (seen[..., :2] / np.maximum(seen[..., 2:], 1e-6)).astype(np.float32)

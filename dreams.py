@@ -74,7 +74,7 @@ class OwnRollouts:
     """
 
     def __init__(
-        self, world: WorldEnv, episodes: list[Episode], after: int, every: int = 25, seed: int = 0
+        self, world: WorldEnv, episodes: list[Episode], after: int, every: int = 50, seed: int = 0
     ):
         """after: steps before the first dreams (an untrained simulator dreams only noise);
         every: steps between two renewals; each adds world.num_envs dreams, the last 4 x that stay.

@@ -32,6 +32,7 @@ from torch import nn
 from fit import device_of
 from instructions import INSTRUCTIONS
 from tasks import ACTION_DIM, STATE_DIM
+from view import HandInView, from_the_hand
 from vlm import (
     VOCABULARY,
     film_convolutions,
@@ -63,8 +64,8 @@ class PolicyConfig:
 
 
 class SmallBackbone(nn.Module):
-    """Four FiLM convolutions, then spatial softmax: where in the image
-    each feature is, in 2 coordinates.
+    """Four FiLM convolutions, then spatial softmax: where each feature is, seen from the hand,
+    in 2 coordinates.
 
     Chosen because from 5 demonstrations the position of things is what must generalise: a spatial
     softmax can only report positions (and so cannot memorise textures), and FiLM lets the
@@ -79,26 +80,34 @@ class SmallBackbone(nn.Module):
         self.temperature = nn.Parameter(torch.zeros(()))
         self.features = 4 * width + text_dim
 
-    def forward(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, image: torch.Tensor, tokens: torch.Tensor, hand: torch.Tensor
+    ) -> torch.Tensor:
         text = mean_word(self.embed, tokens)
         x = image
         for conv in self.convs:
             x = conv(x, text)
         # (B, 2*width, H/4, W/4) -> (B, 4*width)
-        return torch.cat([spatial_softmax(x, self.temperature.exp()), text], dim=-1)
+        where = from_the_hand(spatial_softmax(x, self.temperature.exp()), hand)
+        return torch.cat([where, text], dim=-1)
 
 
 def random_shift(
     image: torch.Tensor, pixels: int, generator: torch.Generator | None = None
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Shift each image (B, C, H, W) by up to `pixels` in both directions,
-    edges repeated: the main augmentation."""
+    edges repeated: the main augmentation.
+
+    Returns the images and by how much they moved down and to the right, (B, 2), the picture being
+    [-1, 1]."""
     b, _, h, w = image.shape
     padded = F.pad(image, (pixels,) * 4, mode="replicate")
     offsets = torch.randint(0, 2 * pixels + 1, (b, 2), generator=generator)
-    return torch.stack(
+    shifted = torch.stack(
         [p[:, r : r + h, c : c + w] for p, (r, c) in zip(padded, offsets.tolist(), strict=True)]
     )
+    moved = (pixels - offsets) * torch.tensor([2 / h, 2 / w])
+    return shifted, moved.to(image.device)
 
 
 class VLMBackbone(nn.Module):
@@ -113,8 +122,10 @@ class VLMBackbone(nn.Module):
         self.features = 4 * config.width
         self.vlm = small_llava(3, config.size, width=self.features, layers=3)
 
-    def forward(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return read(self.vlm, image, tokens)
+    def forward(
+        self, image: torch.Tensor, tokens: torch.Tensor, hand: torch.Tensor
+    ) -> torch.Tensor:
+        return read(self.vlm, image, tokens)  # positions are its own affair
 
 
 class Policy(nn.Module):
@@ -143,6 +154,7 @@ class Policy(nn.Module):
         self.scale_head = nn.Linear(config.hidden, outputs)
         nn.init.zeros_(self.scale_head.weight)
         nn.init.constant_(self.scale_head.bias, -1.5)
+        self.hand = HandInView()
         # State statistics of the demonstrations (set before training),
         # so that the trunk sees unit-variance inputs.
         self.register_buffer("state_mean", torch.zeros(STATE_DIM))
@@ -153,12 +165,13 @@ class Policy(nn.Module):
         self.state_mean.copy_(torch.from_numpy(states.mean(0)))
         self.state_std.copy_(torch.from_numpy(states.std(0)).clamp(min=0.02))
 
-    def distribution(self, image: torch.Tensor, state: torch.Tensor, tokens: torch.Tensor):
+    def distribution(self, image, state, tokens, moved: torch.Tensor | float = 0.0):
         """(B, C, H, W) float in [-0.5, 0.5], (B, S), (B, L)
         -> mean in (-1.2, 1.2) and log-scale, each (B, K, A).
 
-        The log-scale is clamped to the configured range."""
-        features = self.backbone(image, tokens)
+        The log-scale is clamped to the configured range. moved: by how much the image was shifted,
+        see `random_shift`."""
+        features = self.backbone(image, tokens, self.hand(state) + moved)
         hidden = self.trunk(
             torch.cat([features, (state - self.state_mean) / self.state_std], dim=-1)
         )
@@ -184,10 +197,10 @@ class Policy(nn.Module):
         so that the scale head learns how far the mean is off
         and the mean is exactly that of L1 regression.
         """
-        image = to_float(batch["image"])
+        image, moved = to_float(batch["image"]), 0.0
         if self.training:
-            image = random_shift(image, self.shift)
-        mean, log_scale = self.distribution(image, batch["state"], batch["tokens"])
+            image, moved = random_shift(image, self.shift)
+        mean, log_scale = self.distribution(image, batch["state"], batch["tokens"], moved)
         l1 = (batch["action"] - mean).abs().mean()
         error = (batch["action"] - mean.detach()).abs()
         likelihood = (error * torch.exp(-log_scale) + log_scale).mean()

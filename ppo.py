@@ -47,11 +47,16 @@ class LoopConfig:
     # noisy decisions after the branching point;
     # 0: noise in every decision from the start [paper: 0]
     branch: int = 3
+    # one draw for all noisy decisions of a branch: an offset that is held, no jolts [paper: False]
+    held: bool = False
     noise: float = 2.0  # multiplies the policy's scale while exploring [paper: 1]
     time_penalty: float = 0.1  # R = success * (1 - time_penalty * T / horizon) [paper: 0]
     clip: float = 0.1  # eps [paper]
     epochs: int = 4  # passes over an iteration's decisions
     minibatch: int = 1024  # decisions
+    # At most so many noisy decisions of an iteration are learned from, drawn at random: those of a
+    # branch that holds its noise share a return and nearly a direction [paper: all]
+    decisions: int = 1024
     learning_rate: float = 4e-5  # at 1e-4 Adam's first steps already clip 60 % of the ratios
     max_kl: float = 0.05  # stop an iteration's passes when the approximate KL exceeds this
 
@@ -135,9 +140,22 @@ class Explorer:
     """Draws noisy chunks from the policy and remembers what PPO needs:
     `act(observation, running)`."""
 
-    def __init__(self, policy: Policy, noise: float, shared: bool, generator: torch.Generator):
+    def __init__(
+        self,
+        policy: Policy,
+        noise: float,
+        shared: bool,
+        generator: torch.Generator,
+        held: bool = False,
+    ):
+        """noise: times the policy's scale; shared: one draw for a chunk; held: one for all chunks
+        of a slot from the first call on (its log-probability is taken as if it were drawn anew),
+        and neighbouring slots hold opposite draws: what a push and the opposite push have in common
+        is no reason for either, and leave-one-out then cancels it."""
         self.policy, self.noise, self.shared, self.generator = policy, noise, shared, generator
+        self.held = held
         self.rows: list[tuple] = []
+        self._first: torch.Tensor | None = None  # (B, 1 or K, A), what is held
 
     @torch.no_grad()
     def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
@@ -147,8 +165,7 @@ class Explorer:
         log_scale = log_scale + math.log(self.noise)
         b, k, a = mean.shape
         # a ~ Laplace(mu, s): a = mu + s * sign(u) * -log(1 - |u|), u uniform in (-1, 1).
-        # Drawn on the processor: the same noise for a seed whatever the device.
-        u = 2 * torch.rand((b, 1 if self.shared else k, a), generator=self.generator) - 1
+        u = self._uniform(running, 1 if self.shared else k, a)
         draw = (-u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-6))).to(mean.device)
         sample = mean + log_scale.exp() * draw
         log_prob = chunk_log_prob(sample, mean, log_scale, self.shared)
@@ -167,6 +184,16 @@ class Explorer:
         chunks[rows] = sample.clamp(-1, 1).cpu().numpy()
         return chunks
 
+    def _uniform(self, running: np.ndarray, k: int, a: int) -> torch.Tensor:
+        """(b, k, a) in (-1, 1) for the b running slots.
+        Drawn on the processor: the same noise for a seed whatever the device."""
+        if not self.held:
+            return 2 * torch.rand((int(running.sum()), k, a), generator=self.generator) - 1
+        if self._first is None:
+            self._first = 2 * torch.rand((len(running), k, a), generator=self.generator) - 1
+            self._first[1::2] = -self._first[: len(running) - 1 : 2]
+        return self._first[torch.from_numpy(running)]
+
     def finish(self, returns, success, mean_success: float, decisions: int) -> Rollouts:
         columns = list(zip(*self.rows, strict=True))
         image, state, member = (np.concatenate(columns[i]) for i in (0, 1, 5))
@@ -183,6 +210,28 @@ class Explorer:
             mean_success,
             decisions,
         )
+
+
+class LateExplorer(Explorer):
+    """The mean policy up to a decision that is drawn for each slot, then noise that is held: the
+    exploration episodes look like the branches that LOOP will ask the dream about. For one batch of
+    episodes; the decision is uniform in the first half of the horizon."""
+
+    def __init__(self, policy: Policy, noise: float, horizon: int, generator: torch.Generator):
+        super().__init__(policy, noise, shared=True, generator=generator, held=True)
+        self.horizon, self.decision = horizon, 0
+
+    def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
+        if self.decision == 0:
+            draws = torch.rand(len(running), generator=self.generator).numpy()
+            self.begins = draws * self.horizon / 2
+        late = running & (self.begins <= self.decision)
+        self.decision += 1
+        chunks = self.policy.act(observation, running)
+        if late.any():
+            chunks[late] = super().act(observation, late)[late]
+            self.rows.clear()  # nothing learns from these by PPO
+        return chunks
 
 
 def _to_the_end(env, observation, act, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -249,7 +298,7 @@ def branch_rollouts(
     fraction = torch.rand(groups, generator=generator).numpy()
     t0 = np.minimum((fraction * trunk_length).astype(np.int64), trunk_length - 1)
 
-    explorer = Explorer(policy, config.noise, shared=True, generator=generator)
+    explorer = Explorer(policy, config.noise, True, generator, config.held)
     states = [trail[g][t0[g]] for g in range(groups) for _ in range(n)]
     success, reward, length = play_branches(env, states, explorer.act, config.branch, policy)
     returns = _returns(success, reward, length + t0.repeat(n), env.config.horizon, config)
@@ -299,6 +348,8 @@ def update(
     ]
     # Decisions of groups without spread have advantage 0: they carry no gradient and are left out.
     rows = torch.nonzero(advantage.abs() > 1e-6).flatten()
+    if len(rows) > config.decisions:
+        rows = rows[torch.randperm(len(rows), generator=generator)[: config.decisions]]
     spread = float((np.ptp(rollouts.returns, axis=1) > 1e-6).mean())
     metrics = {"groups_with_spread": spread, "return": float(rollouts.returns.mean())}
     metrics |= {

@@ -34,6 +34,7 @@ from fit import device_of
 from instructions import INSTRUCTIONS
 from policy import random_shift
 from tasks import STATE_DIM
+from view import HandInView
 from vlm import TOKENS, KeypointVLM, tokenize
 
 
@@ -60,6 +61,7 @@ class Reflector(nn.Module):
         self.config = config
         self.vlm = KeypointVLM(9, config.width, numbers=STATE_DIM)
         self.head = nn.Linear(config.width, 1)
+        self.hand = HandInView()
         # About where hands are and how far they move [Meta-World], so that the inputs are near 1.
         self.register_buffer("middle", torch.tensor([0.0, 0.7, 0.2, 0.5]))
         self.register_buffer("spread", torch.tensor([0.1, 0.1, 0.1, 0.5]))
@@ -67,15 +69,20 @@ class Reflector(nn.Module):
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))  # slope and offset of the logits
 
     def logits(
-        self, frames: torch.Tensor, tokens: torch.Tensor, state: torch.Tensor
+        self,
+        frames: torch.Tensor,
+        tokens: torch.Tensor,
+        state: torch.Tensor,
+        moved: torch.Tensor | float = 0.0,
     ) -> torch.Tensor:
         """(B, 9, H, W) float in [-0.5, 0.5] (first, previous, current), (B, L) and (B, S) now
-        -> (B,) logits of success."""
+        -> (B,) logits of success. moved: by how much the frames were shifted, see
+        `policy.random_shift`."""
         first, previous, current = frames.split(3, dim=1)
         # What changed is the question, so changes are what the encoder sees beside the frame.
         picture = torch.cat([current, current - first, current - previous], dim=1)
-        hand = (state - self.middle) / self.spread
-        return self.head(self.vlm(picture, tokens, hand)).squeeze(-1)
+        numbers = (state - self.middle) / self.spread
+        return self.head(self.vlm(picture, tokens, numbers, self.hand(state) + moved)).squeeze(-1)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Binary cross-entropy on {"frames" (B, 3, H, W, 3) uint8, "tokens" (B, L),
@@ -86,10 +93,10 @@ class Reflector(nn.Module):
         The batches hold half positives and half negatives (`frame_batches`): that is how the
         imbalance (one frame in ten is a success) is handled.
         """
-        frames = stack_frames(batch["frames"])
+        frames, moved = stack_frames(batch["frames"]), 0.0
         if self.training:
-            frames = _augment(frames)
-        logits = self.logits(frames, batch["tokens"], batch["state"])
+            frames, moved = _augment(frames)
+        logits = self.logits(frames, batch["tokens"], batch["state"], moved)
         loss = F.binary_cross_entropy_with_logits(logits, batch["label"])
         accuracy = ((logits > 0) == (batch["label"] > 0.5)).float().mean().item()
         return loss, {"accuracy": accuracy}
@@ -118,7 +125,7 @@ def stack_frames(frames: torch.Tensor) -> torch.Tensor:
     return frames.permute(0, 1, 4, 2, 3).reshape(b, n * c, h, w).float() / 255 - 0.5
 
 
-def _augment(frames: torch.Tensor) -> torch.Tensor:
+def _augment(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What a dream gets wrong: slight shifts, noise and brightness,
     the same for the three frames of a row.
 
@@ -126,9 +133,9 @@ def _augment(frames: torch.Tensor) -> torch.Tensor:
     small simulator.
     """
     b = len(frames)
-    frames = random_shift(frames, 3)
+    frames, moved = random_shift(frames, 3)
     noise, light = torch.rand(2, b, 1, 1, 1, device=frames.device)
-    return frames + 0.04 * noise * torch.randn_like(frames) + 0.1 * (light - 0.5)
+    return frames + 0.04 * noise * torch.randn_like(frames) + 0.1 * (light - 0.5), moved
 
 
 def reflector_frames(images: np.ndarray, t: int) -> np.ndarray:

@@ -56,15 +56,15 @@ class RunConfig:
     rl_env: str = "dream"  # RL in the "dream" (the method) or "real" (the simulator-LOOP baseline)
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    sft: FitConfig = field(default_factory=lambda: FitConfig(steps=3000, batch=64))
+    sft: FitConfig = field(default_factory=lambda: FitConfig(steps=2500, batch=64))
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     simulator_fit: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=400, batch=32, learning_rate=8e-4, ema=0.99, bf16=True
+            steps=800, batch=16, learning_rate=8e-4, ema=0.99, bf16=True
         )
     )
     kinematics_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=800, learning_rate=3e-3, weight_decay=1e-3)
+        default_factory=lambda: FitConfig(steps=1200, learning_rate=3e-3, weight_decay=1e-3)
     )
     own_rollouts_after: float = 0.2  # share of the simulator's steps before its first own rollouts
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)

@@ -4,6 +4,8 @@ Paper's section: "World simulator" (a diffusion U-Net with an action map, a memo
 and features of a reference image by cross-attention).
 
     memory: frames t, t-1, t/2, 0 -fold-.
+    frame t, carried along       -fold-|
+    real frame from the album    -fold-|
     action map of s_t and s_{t+1} -fold-+--> U-Net --> x_0 = (o_{t+1} - o_t), the change --> o_{t+1}
     noise x_tau -------------------fold-'     ^ ^
                                               | '-- action chunk, state
@@ -29,12 +31,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from album import Album
 from camera import Camera
 from fit import bf16_autocast, device_of
 from kinematics import Kinematics
 from tasks import ACTION_DIM, STATE_DIM
+from view import HandInView
 
 MEMORY = 4  # M: the current frame, the one before, the one half-way back, and the first
+SOURCES = MEMORY + 2  # where a pixel may be copied from: memory, carried and recalled frame
+MARKER, NEAR = 2.0, 8.0  # pixels at 64, standard deviations: a marker; what is near the hand
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,14 @@ class SimulatorConfig:
     size: int = 64  # pixels
     chunk: int = 4  # K
     fold: int = 4  # F x F pixels are folded into channels: the U-Net works on size/F
-    channels: tuple[int, ...] = (64, 96, 128)  # of the U-Net at size/F, size/2F, size/4F
+    channels: tuple[int, ...] = (32, 64, 128)  # of the U-Net at size/F, size/2F, size/4F
+    album: int = 2048  # real frames that it may look up
     sampling_steps: int = 1  # denoising steps per frame, 1-4
     change_scale: float = 4.0  # multiplies the change between frames: its spread is then near 1
-    moving_weight: float = 10.0  # extra weight of pixels that change by more than 5 % of the range
+    moving_weight: float = 5.0  # extra weight of pixels that change by more than 5 % of the range
+    # And that of those of them that are near the hand: what it touches is few pixels, and the arm
+    # above would take all of the loss.
+    contact_weight: float = 20.0
     noisiest: float = 0.9  # share of training rows at the noisiest time, where one step samples
 
     def __post_init__(self) -> None:
@@ -89,12 +99,14 @@ class Simulator(nn.Module):
         from diffusers.models.attention_processor import AttnProcessor
 
         self.config, self.camera = config, camera
+        self.hand = HandInView()
+        self.hand.look_through(camera)
         frame_channels = 3 * config.fold**2
-        # Folded: noisy change (3), M memory frames (3 each), action map (3).
+        # Folded: noisy change (3), the sources (3 each), action map (3).
         self.unet = UNet2DConditionModel(
             sample_size=config.size // config.fold,
-            in_channels=frame_channels * (1 + MEMORY + 1),
-            out_channels=(3 + MEMORY + 1) * config.fold**2,
+            in_channels=frame_channels * (1 + SOURCES + 1),
+            out_channels=(3 + 1 + SOURCES) * config.fold**2,
             block_out_channels=config.channels,
             down_block_types=("DownBlock2D",)
             + ("CrossAttnDownBlock2D",) * (len(config.channels) - 1),
@@ -121,6 +133,7 @@ class Simulator(nn.Module):
             timestep_spacing="trailing", clip_sample=False, rescale_betas_zero_snr=True,
         )  # fmt: skip
         self.kinematics = Kinematics(config.chunk)  # trained on its own, before the frames
+        self.album = Album(config.album, config.size)  # filled before the frames are trained
 
     def next_state(
         self, state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor
@@ -137,30 +150,58 @@ class Simulator(nn.Module):
         """Markers of the current and next hand position on black, (B, 3, H, W) float in [0, 1].
 
         Each pose is projected through the camera and drawn as
-        exp(-d^2 / (2 sigma^2)), sigma = 2 pixels at 64.
+        exp(-d^2 / (2 sigma^2)), sigma = MARKER.
         Channels: current position; next position; next position times the gripper's opening.
         """
-        now, following = self._marker(state), self._marker(next_state)
+        now, following = self._blob(state, MARKER), self._blob(next_state, MARKER)
         opening = next_state[:, 3].clamp(0, 1)[:, None, None]
         return torch.stack([now, following, following * opening], dim=1)
 
-    def _marker(self, state: torch.Tensor) -> torch.Tensor:
-        """(B, H, W) in [0, 1]: a blob where the hand is seen."""
-        sigma = 2.0 * self.config.size / 64
-        # Pixel centres, and where the hand is seen: (B, 2) column, row.
+    def _blob(self, state: torch.Tensor, sigma: float) -> torch.Tensor:
+        """(B, H, W) in [0, 1]: a blob where the hand is seen; sigma in pixels at 64."""
+        sigma = sigma * self.config.size / 64
+        # Pixel centres.
         grid = torch.arange(self.config.size, dtype=torch.float32, device=state.device) + 0.5
-        pixel = torch.from_numpy(self.camera.project(state[:, :3].cpu().numpy())).to(state.device)
-        across = torch.exp(-((grid[None] - pixel[:, :1]) ** 2) / (2 * sigma**2))  # (B, W)
-        down = torch.exp(-((grid[None] - pixel[:, 1:]) ** 2) / (2 * sigma**2))  # (B, H)
+        pixel = (self.hand(state) + 1) * self.config.size / 2  # (B, 2) row, column
+        down = torch.exp(-((grid[None] - pixel[:, :1]) ** 2) / (2 * sigma**2))  # (B, H)
+        across = torch.exp(-((grid[None] - pixel[:, 1:]) ** 2) / (2 * sigma**2))  # (B, W)
         return down[:, :, None] * across[:, None, :]
 
-    def _denoise(self, noisy, time, memory, state, next_state, action, tokens) -> torch.Tensor:
+    def carried(
+        self, frame: torch.Tensor, state: torch.Tensor, next_state: torch.Tensor
+    ) -> torch.Tensor:
+        """The frame (B, 3, H, W) as if all of it moved as the hand is seen to move.
+
+        carried(p) = o_t(p - d),  d = project(s_{t+1}) - project(s_t), bilinear
+
+        True of the hand and nearly so of what it pushes or holds: these need not be painted again.
+        """
+        size = self.config.size
+        d = (self.hand(next_state) - self.hand(state)).flip(1)  # grid_sample has the column first
+        line = (torch.arange(size, device=frame.device) + 0.5) * 2 / size - 1
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
+        return F.grid_sample(
+            frame, grid - d[:, None, None], padding_mode="border", align_corners=False
+        )
+
+    def sources(self, memory, state, next_state, owner=None) -> torch.Tensor:
+        """What a pixel may be copied from, (B, M+2, 3, H, W): memory (B, M, 3, H, W), the current
+        frame carried along, and the album's frame of the nearest hand, moved to where the hand will
+        be. owner: see `album.Album.recall`."""
+        carried = self.carried(memory[:, 0], state, next_state)
+        frame, seen_at = self.album.recall(next_state, memory[:, -1], owner)
+        recalled = self.carried(_to_float(frame), seen_at, next_state)
+        return torch.cat([memory, carried[:, None], recalled[:, None]], dim=1)
+
+    def _denoise(
+        self, noisy, time, memory, state, next_state, action, tokens, owner=None
+    ) -> torch.Tensor:
         """The U-Net's guess of x_0 from the folded noisy change, (B, 3FF, h, w) both, at time (B,).
 
         For every pixel the network paints a colour change p and chooses, by a softmax w, between
-        painting it and copying it from one of the M remembered frames:
+        painting it and copying it from one of the sources:
 
-            x_0 = w_paint * p + sum_m w_m * c * (memory_m - o_t)
+            x_0 = w_paint * p + sum_m w_m * c * (source_m - o_t)
 
         # DEVIATION: the paper's network outputs the frame (its latent) directly; here it may copy;
         #   because the camera stands still, and what is merely repainted at every decision turns
@@ -168,10 +209,8 @@ class Simulator(nn.Module):
         """
         fold, scale = self.config.fold, self.config.change_scale
         drawn = self.action_map(state, next_state)
-        b, m, c, h, w = memory.shape
-        condition = F.pixel_unshuffle(
-            torch.cat([memory.reshape(b, m * c, h, w), drawn], dim=1), fold
-        )
+        sources = self.sources(memory, state, next_state, owner)
+        condition = F.pixel_unshuffle(torch.cat([sources.flatten(1, 2), drawn], dim=1), fold)
         vector = torch.cat([action.flatten(1), state, next_state], dim=1)
         output = self.unet(
             torch.cat([noisy, condition], dim=1),
@@ -179,9 +218,9 @@ class Simulator(nn.Module):
             encoder_hidden_states=tokens,
             class_labels=vector,
         ).sample
-        painted, choice = F.pixel_shuffle(output.float(), fold).split([3, m + 1], dim=1)
-        choice = choice.softmax(dim=1).unsqueeze(2)  # (B, M+1, 1, H, W)
-        changes = torch.cat([painted[:, None], scale * (memory - memory[:, :1])], dim=1)
+        painted, choice = F.pixel_shuffle(output.float(), fold).split([3, 1 + SOURCES], dim=1)
+        choice = choice.softmax(dim=1).unsqueeze(2)  # (B, 1+M+2, 1, H, W)
+        changes = torch.cat([painted[:, None], scale * (sources - memory[:, :1])], dim=1)
         return F.pixel_unshuffle((choice * changes).sum(1), fold)
 
     def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
@@ -193,11 +232,12 @@ class Simulator(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Denoising loss on {"memory" (B,M,H,W,3) uint8, "next" (B,H,W,3) uint8,
-        "state", "next_state", "action"}.
+        "state", "next_state", "action", "owner" (B,) int64, the number of the row's episode}.
 
         x_0 = c * (o_{t+1} - o_t),   x_tau = sqrt(abar_tau) x_0 + sqrt(1 - abar_tau) eps
         loss = mean( w * (x_0 - f(x_tau, tau, conditions))^2 ),
-               w = 1 + moving_weight where |o_{t+1} - o_t| > 5 %
+               w = 1 + moving_weight + contact_weight * exp(-d^2 / (2 NEAR^2))
+                   where |o_{t+1} - o_t| > 5 %, d the distance to the hand at t+1; elsewhere 1
         """
         memory, following = _to_float(batch["memory"]), _to_float(batch["next"])
         change = following - memory[:, 0]
@@ -216,10 +256,13 @@ class Simulator(nn.Module):
             memory = memory + amount * (torch.rand_like(memory) - 0.5)
         tokens = self.reference_tokens(memory[:, -1])
         predicted = self._denoise(
-            noisy, time, memory, batch["state"], batch["next_state"], batch["action"], tokens
-        )
-        moving = (change.abs().amax(1, keepdim=True) > 0.05).float().expand_as(change)
-        weight = 1 + self.config.moving_weight * F.pixel_unshuffle(moving, self.config.fold)
+            noisy, time, memory, batch["state"], batch["next_state"], batch["action"], tokens,
+            batch["owner"],
+        )  # fmt: skip
+        moving = (change.abs().amax(1, keepdim=True) > 0.05).float()
+        near = self._blob(batch["next_state"], NEAR)[:, None]
+        weight = 1 + moving * (self.config.moving_weight + self.config.contact_weight * near)
+        weight = F.pixel_unshuffle(weight.expand_as(change), self.config.fold)
         loss = (weight * (predicted - target) ** 2).mean()
         return loss, {}
 
@@ -276,6 +319,7 @@ def transition_batches(episodes, batch: int, seed: int, own_rollouts=None):
     half of the rows remember dreamt frames and states, and are asked for the real next frame.
     """
     rng = np.random.default_rng(seed)
+    number = {(e.task, e.seed): i for i, e in enumerate(episodes)}  # as `album.Album.fill` counts
     tasks = sorted({episode.task for episode in episodes})
     index = {
         task: [(e, e, t) for e in episodes if e.task == task for t in range(len(e))]
@@ -298,6 +342,7 @@ def transition_batches(episodes, batch: int, seed: int, own_rollouts=None):
             "state": np.stack([seen.state[t] for seen, _, t in picks]),
             "next_state": np.stack([seen.state[t + 1] for seen, _, t in picks]),
             "action": np.stack([real.action[t] for _, real, t in picks]),
+            "owner": np.array([number[real.task, real.seed] for _, real, _ in picks]),
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

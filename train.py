@@ -43,7 +43,7 @@ from fit import FitConfig, fit
 from gauge import PROBE_STARTS, Gauge, probe_starts
 from kinematics import episode_batches
 from policy import Policy, imitation_batches
-from ppo import Explorer, loop, no_signal
+from ppo import LateExplorer, loop, no_signal
 from reflector import Reflector, calibrate, calibrate_probabilities, frame_batches
 from runs import Run, RunConfig, save_part
 from simulator import Simulator, transition_batches
@@ -53,7 +53,7 @@ from worldenv import WorldEnv, start_frames
 STAGES = ("demos", "sft", "explore", "simulator", "reflector", "rl", "evaluate")
 ROUND = ("explore", "simulator", "reflector", "rl")  # what `--rounds` repeats
 OWN_ROLLOUTS = 16  # dreams that are added at a time while the simulator trains
-EXPLORATION_ROLLOUTS_AFTER_SUCCESS = 3  # decisions, so that the reflector sees frames after success
+DECISIONS_AFTER_SUCCESS = 3  # decisions, so that the reflector sees frames after success
 
 
 def train(
@@ -180,8 +180,9 @@ def stage_demos(run: Run, real: RealWorkers, progress) -> dict:
 def stage_sft(run: Run, real: RealWorkers, progress) -> dict:
     """Imitation of the demonstrations; leaves the checkpoint "sft"."""
     config = run.config
-    demonstrations, _, _ = sources(run)
+    demonstrations, _, camera = sources(run)
     policy = Policy(config.policy).to(run.device)
+    policy.hand.look_through(camera)
     policy.set_state_statistics(np.concatenate([e.state for e in demonstrations]))
     sample = imitation_batches(demonstrations, config.sft.batch, config.seed)
     result = fit(policy, sample, config.sft, lambda s, loss, m: progress(s, config.sft.steps, m))
@@ -203,14 +204,14 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
     for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[earlier:]:
         path.unlink()
     generator = torch.Generator().manual_seed(100 * config.seed + number)
-    explorer = Explorer(policy, config.exploration_noise, False, generator)
     count = config.exploration if number == 1 else config.round_exploration
     used = 0 if number == 1 else config.exploration + (number - 2) * config.round_exploration
     starts = test_starts(config.tasks, count, "explore", _offset(config) + used)
-    episodes = play(
-        real.open(), starts, explorer.act, "exploration", EXPLORATION_ROLLOUTS_AFTER_SUCCESS,
-        lambda running: explorer.rows.clear(),
-    )  # fmt: skip
+    env, episodes = real.open(), []
+    for first in range(0, len(starts), env.num_envs):
+        explorer = LateExplorer(policy, config.exploration_noise, env.config.horizon, generator)
+        some = starts[first : first + env.num_envs]
+        episodes += play(env, some, explorer.act, "exploration", DECISIONS_AFTER_SUCCESS)
     demos.save(run.episodes_folder, episodes, config.env, real.open().camera)
     rate = np.mean([e.succeeded for e in episodes])
     spent = real.count()
@@ -239,6 +240,7 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
         untrained = 0
     simulator.to(run.device)
     learn_kinematics(config, simulator, demonstrations + training, number, progress)
+    simulator.album.fill(demonstrations + training)
     world = open_loop(run, simulator, OWN_ROLLOUTS)
     own_rollouts = OwnRollouts(
         world, demonstrations + training, untrained, seed=config.seed + number
@@ -316,6 +318,7 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     fitted, calibration = held_out(training) if config.extra_data else ([], demonstrations)
     if number == 1:
         reflector, settings = Reflector(config.reflector), config.reflector_fit
+        reflector.hand.look_through(camera)
     else:
         reflector, settings = run.reflector(), _refresh(config.reflector_fit)
     reflector.to(run.device)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from instructions import INSTRUCTIONS
+from view import from_the_hand
 
 TOKENS = 16  # L: instructions are padded or cut to this many tokens
 
@@ -107,8 +108,8 @@ class KeypointVLM(nn.Module):
         numbers -----------------------------------'                              |
         instruction -----------------------------------> word embeddings ---------+--> Llama --> h
 
-    A keypoint says where a feature is in the picture (spatial softmax), how strong there, and how
-    strong on average. The language model is transformers' Llama, two layers.
+    A keypoint says where a feature is, seen from the hand (spatial softmax), how strong there, and
+    how strong on average. The language model is transformers' Llama, two layers.
     """
 
     def __init__(self, channels: int, width: int, numbers: int):
@@ -134,14 +135,18 @@ class KeypointVLM(nn.Module):
         )  # fmt: skip
 
     def forward(
-        self, picture: torch.Tensor, tokens: torch.Tensor, numbers: torch.Tensor
+        self,
+        picture: torch.Tensor,
+        tokens: torch.Tensor,
+        numbers: torch.Tensor,
+        hand: torch.Tensor,
     ) -> torch.Tensor:
-        """(B, C, H, W) float in [-0.5, 0.5], tokens (B, L), numbers (B, N) near [-1, 1]
-        -> h of the last token, (B, width)."""
+        """(B, C, H, W) float in [-0.5, 0.5], tokens (B, L), numbers (B, N) near [-1, 1], the hand's
+        row and column (B, 2) in [-1, 1] -> h of the last token, (B, width)."""
         x, text = picture, mean_word(self.words, tokens)
         for conv in self.convs:
             x = conv(x, text)
-        where = spatial_softmax(x, self.log_sharpness.exp())
+        where = from_the_hand(spatial_softmax(x, self.log_sharpness.exp()), hand)
         what = torch.cat([where, x.amax((2, 3)), x.mean((2, 3)), numbers], dim=1)
         image = self.projector(what).unflatten(1, (IMAGE_TOKENS, -1))
         # Words first, image last: the last token is an image token, whatever the padding.

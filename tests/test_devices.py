@@ -56,13 +56,8 @@ def test_reflector_takes_frames_from_anywhere():
     assert logits.device == OTHER
 
 
-def test_simulator_computes_on_its_device(monkeypatch):
-    """Kinematics, tokens, denoising; the projection's numpy is replaced by its shape."""
-    monkeypatch.setattr(
-        Simulator,
-        "action_map",
-        lambda self, s, n: torch.zeros((len(s), 3, 64, 64), device=s.device),
-    )
+def test_simulator_computes_on_its_device():
+    """Kinematics, tokens, action map, sources, denoising."""
     simulator = Simulator(SimulatorConfig(), CAMERA).to(OTHER).eval()
     state, action = torch.zeros((B, STATE_DIM)), torch.zeros((B, 4, ACTION_DIM))
     motion = motion_at_rest(state)

@@ -111,7 +111,8 @@ def test_the_instruction_reaches_the_convolutions():
     image = to_float(batch["image"])[:1].expand(4, -1, -1, -1)
     with torch.no_grad():
         for trained in (False, True):
-            seen = backbone(image, batch["tokens"])[:, : 4 * 8]  # expected rows and columns
+            hand = torch.zeros(4, 2)
+            seen = backbone(image, batch["tokens"], hand)[:, : 4 * 8]  # rows and columns
             spread = (seen - seen[:1]).abs().max()
             assert spread > 1e-3 if trained else spread < 1e-5
             for conv in backbone.convs:
@@ -151,22 +152,25 @@ def test_scale_head_learns_the_size_of_the_error():
 def test_shift_of_zero_is_identity():
     """Nothing to shift, nothing changed."""
     image = torch.rand(3, 3, 8, 8)
-    assert torch.equal(random_shift(image, 0), image)
+    shifted, moved = random_shift(image, 0)
+    assert torch.equal(shifted, image) and not moved.any()
 
 
 def test_random_shift_moves_whole_images():
     """Every result is one of the 9 x 9 shifts of its own image, edges repeated; shifts differ."""
     image = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    shifted = random_shift(image, 4, torch.Generator().manual_seed(1))
+    shifted, moved = random_shift(image, 4, torch.Generator().manual_seed(1))
     assert shifted.shape == image.shape and shifted.dtype == image.dtype
     rows = torch.arange(8)
     found = set()
-    for one, original in zip(shifted, image, strict=True):
+    for one, original, by in zip(shifted, image, moved.tolist(), strict=True):
         for dy in range(-4, 5):
             for dx in range(-4, 5):
                 picked = original[:, (rows + dy).clamp(0, 7)][:, :, (rows + dx).clamp(0, 7)]
                 if torch.equal(one, picked):
                     found.add((dy, dx))
+                    # Looking further down moves the content up; 8 pixels are 2 units.
+                    assert by == [-dy / 4, -dx / 4]
     assert (
         len(found) == 6
     )  # probability that 6 of 81 shifts are not all different: 17 %, hence seeded

@@ -10,6 +10,7 @@ import torch
 
 from policy import Policy, PolicyConfig, laplace_log_prob, to_float
 from ppo import (
+    LateExplorer,
     LoopConfig,
     branch_rollouts,
     chunk_log_prob,
@@ -21,6 +22,7 @@ from ppo import (
     update,
 )
 from tasks import Start
+from vlm import tokenize
 
 SIZE, CHUNK = 16, 2
 
@@ -347,6 +349,51 @@ def test_noise_of_a_branch_is_one_draw_per_decision():
     assert torch.allclose(draw, draw[:, :1].expand_as(draw), atol=1e-4)
 
 
+def test_held_noise_is_one_draw_per_branch():
+    """(a - mu) / s stays the same from decision to decision of a branch; branches differ, and
+    neighbours are opposite."""
+    policy = small_policy()
+    config = LoopConfig(groups=2, rollouts=4, branch=5, held=True, noise=1.0)
+    rollouts = branch_rollouts(Hopeless(8, horizon=9), policy, starts(2), config, seeded())
+    mean, log_scale = distribution(policy, rollouts)
+    draw = ((rollouts.sample - mean) / log_scale.exp())[:, 0]
+    firsts = []
+    for member in range(8):
+        mine = draw[torch.from_numpy(rollouts.member == member)]
+        assert len(mine) > 1 and torch.allclose(mine, mine[:1].expand_as(mine), atol=1e-4)
+        firsts.append(mine[0])
+    assert torch.pdist(torch.stack(firsts)).min() > 1e-3
+    for even, odd in zip(firsts[::2], firsts[1::2], strict=True):
+        assert torch.allclose(even, -odd, atol=1e-4)
+
+
+def test_the_late_explorer_plays_the_mean_first_and_then_holds_its_noise():
+    """The decision at which noise begins is drawn for each slot, in the first half."""
+    policy, env, count = small_policy(), Hopeless(64, horizon=8), 64
+    explorer = LateExplorer(policy, 1.0, env.config.horizon, seeded())
+    observation, _ = env.reset(options={"starts": starts(count)})
+    offsets = []
+    while not env.done.all():
+        running = ~env.done
+        mean, log_scale = policy.distribution(
+            to_float(torch.from_numpy(observation["image"])),
+            torch.from_numpy(observation["state"]),
+            tokenize(observation["instruction"]),
+        )
+        chunks = explorer.act(observation, running)
+        off = torch.from_numpy(chunks) - mean.clamp(-1, 1)
+        offsets.append((off / log_scale.exp()).detach()[:, 0].abs().amax(1))
+        observation, *_ = env.step(chunks)
+    noisy = torch.stack(offsets) > 1e-4  # (decisions, slots)
+    begins = (~noisy).sum(0)
+    for slot in range(count):  # once it has begun it goes on
+        assert noisy[begins[slot] :, slot].all()
+    # ceil of a uniform draw in (0, 4): 16 of 64 each, 5 standard deviations (and seeded)
+    assert set(begins.tolist()) <= {0, 1, 2, 3, 4} and begins.max() == 4
+    assert all(abs((begins == k).sum().item() - 16) < 5 * math.sqrt(12) for k in (1, 2, 3, 4))
+    assert not explorer.rows
+
+
 def test_returns_of_branches_pay_for_the_time_before_the_branch():
     """T counts from the start, not from t0."""
     config = LoopConfig(groups=3, rollouts=4, branch=1, time_penalty=0.3)
@@ -426,6 +473,24 @@ def test_rows_of_zero_advantage_change_nothing():
         assert metrics["groups_with_spread"] == pytest.approx(1 / 3)
     assert torch.equal(weights(first), weights(second))
     assert not torch.equal(weights(first), weights(small_policy()))
+
+
+def test_at_most_so_many_decisions_are_learned_from(monkeypatch):
+    """Of the decisions with an advantage as many as allowed, every pass the same ones."""
+    policy, seen = small_policy(), []
+    config = LoopConfig(groups=2, rollouts=4, branch=0, epochs=2, decisions=5, max_kl=math.inf)
+    rollouts = plain_rollouts(Hopeless(8, horizon=3), policy, starts(2), config, seeded())
+    rollouts.returns[:] = [[1, 0, 0, 1], [1, 0, 0, 0]]
+    distribution = policy.distribution
+
+    def spy(image, state, tokens):
+        seen.append(state)
+        return distribution(image, state, tokens)
+
+    monkeypatch.setattr(policy, "distribution", spy)
+    update(policy, torch.optim.Adam(policy.parameters(), 1e-4), rollouts, config, seeded())
+    assert [len(states) for states in seen] == [5, 5]
+    assert {tuple(s) for s in seen[0].tolist()} == {tuple(s) for s in seen[1].tolist()}
 
 
 def test_an_iteration_without_signal_leaves_the_policy_as_it_is():

@@ -6,7 +6,14 @@ import torch
 
 from demos import Episode
 from fit import FitConfig, fit
-from simulator import MEMORY, Simulator, SimulatorConfig, memory_indices, transition_batches
+from simulator import (
+    MEMORY,
+    SOURCES,
+    Simulator,
+    SimulatorConfig,
+    memory_indices,
+    transition_batches,
+)
 from tasks import ACTION_DIM, STATE_DIM, Camera
 
 SIZE, CHUNK = 32, 2
@@ -18,7 +25,7 @@ def small_simulator(seed: int = 0, sampling_steps: int = 1) -> Simulator:
     """A U-Net that trains in seconds."""
     torch.manual_seed(seed)
     config = SimulatorConfig(
-        size=SIZE, chunk=CHUNK, channels=(32, 32, 32), sampling_steps=sampling_steps
+        size=SIZE, chunk=CHUNK, channels=(32, 32, 32), sampling_steps=sampling_steps, album=4
     )
     return Simulator(config, CAMERA)
 
@@ -38,6 +45,7 @@ def moving_square(rows: int) -> dict[str, torch.Tensor]:
         "state": 0.2 * torch.randn(rows, STATE_DIM, generator=generator),
         "next_state": 0.2 * torch.randn(rows, STATE_DIM, generator=generator),
         "action": 2 * torch.rand(rows, CHUNK, ACTION_DIM, generator=generator) - 1,
+        "owner": torch.arange(rows),
     }
 
 
@@ -83,7 +91,7 @@ def test_transition_batches_pair_what_belongs_together():
                 success=np.zeros(6, np.uint8),
                 task=task,
                 instruction="",
-                seed=0,
+                seed=number,
                 source="expert",
             )
         )
@@ -98,6 +106,7 @@ def test_transition_batches_pair_what_belongs_together():
     assert torch.equal(batch["next"][:, 0, 0, 0].long(), now + 1)
     assert torch.equal(batch["next_state"][:, 0].long(), now + 1)
     assert (batch["action"] == now[:, None, None]).all()
+    assert torch.equal(batch["owner"], now // 20)
     assert set(now.tolist()) == {20 * e + t for e in range(3) for t in range(5)}
     # 500 fair draws, 5 standard deviations: false-alarm probability 6e-7 (and seeded)
     assert abs((now >= 40).sum().item() - 250) < 5 * np.sqrt(125)
@@ -198,7 +207,7 @@ def scripted_unet(simulator: Simulator, choice: int, painted: float) -> None:
 
     class Answer(torch.nn.Module):
         def forward(self, inputs, time, encoder_hidden_states, class_labels):
-            output = torch.zeros(len(inputs), 3 + 1 + MEMORY, SIZE, SIZE)
+            output = torch.zeros(len(inputs), 3 + 1 + SOURCES, SIZE, SIZE)
             output[:, :3] = painted
             output[:, 3 + choice] = 50.0
             folded = torch.nn.functional.pixel_unshuffle(output, fold)
@@ -215,6 +224,43 @@ def test_a_remembered_frame_can_be_copied(which):
     batch["memory"] = torch.stack([batch["memory"][:, 0] // (m + 1) for m in range(MEMORY)], dim=1)
     scripted_unet(simulator, choice=1 + which, painted=3.0)
     assert torch.equal(imagine(simulator, batch), batch["memory"][:, which])
+
+
+def test_what_moves_with_the_hand_can_be_carried_along():
+    """The carried frame is the current one, moved as far as the hand is seen to move."""
+    simulator, batch = small_simulator().eval(), moving_square(2)
+    scripted_unet(simulator, choice=1 + MEMORY, painted=3.0)
+    # At a depth of one metre a pixel is this wide; row and column grow down and to the left.
+    pixel = float(np.tan(np.radians(30.0)) / (SIZE / 2))
+    batch["state"][:] = 0.0
+    batch["next_state"] = batch["state"].clone()
+    batch["next_state"][1, :2] = torch.tensor([2 * pixel, -3 * pixel])
+    column, row = (CAMERA.project(batch["next_state"][1, :3].numpy()) - SIZE / 2).round()
+    assert {abs(column), abs(row)} == {2, 3}
+    frames, before = imagine(simulator, batch), batch["memory"][:, 0]
+    assert torch.equal(frames[0], before[0])
+    expected = before[1].roll((int(row), int(column)), (0, 1))
+    assert torch.equal(frames[1, 4:-4, 4:-4], expected[4:-4, 4:-4])  # away from the borders
+
+
+def test_a_frame_of_the_album_can_be_copied():
+    """The page of the nearest hand, moved to where the hand will be: here it is there already."""
+    simulator, batch = small_simulator().eval(), moving_square(2)
+    scripted_unet(simulator, choice=2 + MEMORY, painted=3.0)
+    simulator.album.frames[:2] = batch["next"]
+    simulator.album.states[:2] = batch["next_state"]
+    assert torch.equal(imagine(simulator, batch), batch["next"])
+
+
+def test_training_never_shows_the_frame_that_is_asked_for():
+    """Pages of the row's own episode do not count."""
+    simulator, batch = small_simulator().eval(), moving_square(2)
+    scripted_unet(simulator, choice=2 + MEMORY, painted=3.0)
+    simulator.album.frames[:2] = batch["next"]
+    simulator.album.states[:2] = batch["next_state"]
+    assert simulator(batch)[0].item() < 1e-8  # nobody owns the pages
+    simulator.album.owners[:2] = torch.tensor([0, 1])
+    assert simulator(batch)[0].item() > 0.1
 
 
 def test_a_painted_change_is_added_to_the_newest_frame():
