@@ -3,8 +3,8 @@
 From the same demonstrations and the same SFT policy, for every seed:
 
     sft                 imitation of the demonstrations
-    more_sft            half as many steps of it again
-    filtered_bc         as many on demonstrations and successful exploration episodes
+    filtered_bc         it goes on with successful exploration episodes: where "dream" begins
+    more_sft            it goes on for as long without them
     real_equal_budget   LOOP in the real simulator, with no more real episodes than the dream cost
     real_equal_rollouts LOOP in the real simulator, with as many rollouts as in the dream
     dream               the method
@@ -18,7 +18,8 @@ yes or no, reflector trained or not:
 Each is measured on the same test starts under the three terminations; imitation is stopped by the
 reflector of "dream", and LOOP in the real simulator, which trains none, has two terminations.
 
-Every method is a run folder (or two files) below OUT/seed<S>/: what is finished is not done again.
+Every method is a run folder (more_sft: two files) below OUT/seed<S>/: what is finished is not done
+again.
 """
 
 from __future__ import annotations
@@ -42,17 +43,20 @@ from policy import imitation_batches
 from report import BLUE, GREY, ORANGE, png
 from runs import Run, RunConfig, save_part
 
-IMITATIONS = ("more_sft", "filtered_bc")
+ON_THE_WAY = {  # method -> the stages of the run "dream" that it is made of
+    "sft": ("demos", "sft"),
+    "filtered_bc": ("demos", "sft", "explore", "filtered_bc"),
+}
 RUNS = {  # method -> the stages that it shares with the run "dream"
     "dream": (),
     "real_equal_budget": ("demos", "sft"),
     "real_equal_rollouts": ("demos", "sft"),
     "rounds": ("demos", "sft"),
     "dream_no_extra_data": ("demos", "sft", "explore"),
-    "dream_untrained_reflector": ("demos", "sft", "explore", "simulator"),
+    "dream_untrained_reflector": ("demos", "sft", "explore", "filtered_bc", "simulator"),
     "dream_neither": ("demos", "sft", "explore"),
 }
-METHODS = ("sft", *IMITATIONS, *RUNS)
+METHODS = (*ON_THE_WAY, "more_sft", *RUNS)
 REAL_GROUPS = 2  # groups a task in an iteration of real_equal_budget: few, yet several iterations
 
 
@@ -71,11 +75,11 @@ def compare(
         folder, one = out / f"seed{seed}", replace(config, seed=seed)
         base = _run(folder / "dream", one, say, progress)
         for method in dict.fromkeys(methods):
-            if method == "sft":
-                results = base.stages["evaluate"]["results"]["sft"]
-                entry = {"results": results, "ledger": _spent(base, ("demos", "sft"))}
-            elif method in IMITATIONS:
-                entry = _imitation(base, method, say, progress)
+            if method in ON_THE_WAY:
+                results = base.stages["evaluate"]["results"][method]
+                entry = {"results": results, "ledger": _spent(base, ON_THE_WAY[method])}
+            elif method == "more_sft":
+                entry = _more_sft(base, say, progress)
             else:
                 run = base
                 if method != "dream":
@@ -153,7 +157,9 @@ def _share(base: Run, folder: Path, config: RunConfig, shared: tuple[str, ...]) 
     shutil.rmtree(copy, ignore_errors=True)
     run = Run.create(copy, config)
     count = sum(_episodes_of(base.stages[name]) for name in shared)
-    files = [base.checkpoint(name) for name in ("sft", "simulator") if name in shared]
+    files = [
+        base.checkpoint(name) for name in ("sft", "filtered_bc", "simulator") if name in shared
+    ]
     files += sorted(base.episodes_folder.glob("episode_*.safetensors"))[:count]
     files += [base.episodes_folder / "dataset.json"]
     files += [base.folder / "pictures" / "demonstrations.png"]
@@ -172,32 +178,28 @@ def _episodes_of(stage: dict) -> int:
     return ledger.get("demonstrations", 0) + ledger.get("exploration_episodes", 0)
 
 
-def _imitation(base: Run, method: str, say, progress) -> dict:
-    """Imitation that goes on from the SFT policy: half as many steps again at half the rate."""
-    path = base.folder.parent / f"{method}.json"
+def _more_sft(base: Run, say, progress) -> dict:
+    """Imitation of the demonstrations goes on from SFT, as long and as fast as filtered BC."""
+    path = base.folder.parent / "more_sft.json"
     if path.exists():
         return json.loads(path.read_text())
-    say(f"{base.folder.parent.name}, {method}")
+    say(f"{base.folder.parent.name}, more_sft")
     config, used = base.config, cpu_seconds()
-    demonstrations, exploration, _ = stages.sources(base)
-    good = [episode for episode in exploration if episode.succeeded]
-    episodes = demonstrations + (good if method == "filtered_bc" else [])
-    policy, half = base.policy("sft"), max(1, config.sft.steps // 2)
-    settings = replace(config.sft, steps=half, learning_rate=config.sft.learning_rate / 2)
+    demonstrations, _, _ = stages.sources(base)
+    policy, settings = base.policy("sft"), config.filtered_bc
     torch.manual_seed(config.seed * 1000 + 500)  # no stage of a run has this one
-    sample = imitation_batches(episodes, settings.batch, config.seed + 500)
-    fit(policy, sample, settings, lambda s, loss, m: progress("sft", s, half, m))
+    sample = imitation_batches(demonstrations, settings.batch, config.seed + 500)
+    fit(policy, sample, settings, lambda s, loss, m: progress("sft", s, settings.steps, m))
     save_part(path.with_suffix(".safetensors"), policy, asdict(config.policy))
     own = round(cpu_seconds() - used)
     with stages.RealWorkers(config) as real:
         starts = test_starts(config.tasks, config.test_starts)
         results = stages.evaluate_all(policy, real.open(), starts, base.reflector())
-    names = ("demos", "sft", "explore") if method == "filtered_bc" else ("demos", "sft")
-    ledger = _spent(base, names)
+    ledger = _spent(base, ("demos", "sft"))
     ledger["cpu_seconds"] += own
-    entry = {"results": results, "ledger": ledger, "episodes": len(episodes)}
+    entry = {"results": results, "ledger": ledger, "episodes": len(demonstrations)}
     _write_json(path, entry)  # last: with it the method is finished
-    say(f"  real success {results['oracle']['mean']:.3f} after {len(episodes)} episodes")
+    say(f"  real success {results['oracle']['mean']:.3f} after {len(demonstrations)} episodes")
     return entry
 
 

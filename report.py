@@ -66,7 +66,9 @@ def _results(run: Run) -> list[str]:
     tasks = list(run.config.tasks)
     rows = []
     for termination in TERMINATIONS:
-        for name, label in (("sft", "SFT"), ("policy", "post-trained")):
+        for name, label in (
+            ("sft", "SFT"), ("filtered_bc", "filtered BC"), ("policy", "post-trained"),
+        ):  # fmt: skip
             result = results.get(name, {}).get(termination)
             if result is None:
                 continue

@@ -179,7 +179,7 @@ def summarize_runs(results: Path) -> dict:
         _put(
             summary,
             "sft_success",
-            _unique_seeds(dream + real),
+            _unique_seeds(real + dream),  # of a seed with both, the run in the dream
             lambda r: _success(r, "sft", "oracle"),
         )
     if real:
@@ -204,9 +204,21 @@ def summarize_runs(results: Path) -> dict:
             if measured:
                 _put(summary, key, measured, value)
         _put(summary, "dream_gain_oracle", dream, lambda r: _gain(r, "oracle", "oracle"))
+        low = summary["dream_gain_oracle"]
+        summary["dream_gain_oracle_low"] = low | {"value": low["low"]}
         # Without the oracle: SFT runs to the horizon and its end counts;
         # the post-trained policy has the reflector's stop.
         _put(summary, "dream_gain_no_oracle", dream, lambda r: _gain(r, "none", "reflector"))
+        low = summary["dream_gain_no_oracle"]
+        summary["dream_gain_no_oracle_low"] = low | {"value": low["low"]}
+        filtered = [r for r in dream if "filtered_bc" in r["stages"]]
+        if filtered:
+            _put(summary, "filtered_bc_success", filtered,
+                 lambda r: _success(r, "filtered_bc", "oracle"))  # fmt: skip
+            _put(summary, "filtered_bc_success_reflector_stop", filtered,
+                 lambda r: _success(r, "filtered_bc", "reflector"))  # fmt: skip
+            _put(summary, "dream_gain_over_filtered_bc", filtered,
+                 lambda r: _gain(r, "oracle", "oracle", "filtered_bc"))  # fmt: skip
         _put(summary, "sft_success_no_stop", dream, lambda r: _success(r, "sft", "none"))
         _put(
             summary, "sft_success_reflector_stop", dream, lambda r: _success(r, "sft", "reflector")
@@ -269,7 +281,13 @@ def results_block(summary: dict) -> str:
     rows = (
         ("SFT, five demonstrations a task", "sft_success", "sft_success_reflector_stop", "no_stop"),
         ("LOOP in the real simulator", "simulator_loop_success", "", ""),
-        ("LOOP in the dream", "dream_success", "dream_success_reflector_stop", ""),
+        (
+            "filtered BC, with the exploration episodes that succeeded",
+            "filtered_bc_success",
+            "filtered_bc_success_reflector_stop",
+            "",
+        ),
+        ("... and LOOP in the dream", "dream_success", "dream_success_reflector_stop", ""),
     )
     for label, oracle, reflector, none in rows:
         stops = [cell(oracle), cell(reflector) if reflector else "-"]
@@ -278,9 +296,10 @@ def results_block(summary: dict) -> str:
     lines += ["", "| measured | value |", "|---|---|"]
     for label, key, scale, digits in (
         ("gain of LOOP in the real simulator over SFT, points", "simulator_loop_gain", 1, 1),
-        ("gain of LOOP in the dream over SFT, oracle stop, points", "dream_gain_oracle", 1, 1),
+        ("gain of the whole method over SFT, oracle stop, points", "dream_gain_oracle", 1, 1),
+        ("... over filtered BC: what LOOP in the dream adds", "dream_gain_over_filtered_bc", 1, 1),
         (
-            "gain of dream and reflector's stop over SFT without a stop, points",
+            "gain of the whole method with its stop over SFT without a stop, points",
             "dream_gain_no_oracle",
             1,
             1,
@@ -329,9 +348,9 @@ def _over_stages(record: dict, key: str, reduce: Callable) -> float:
     return reduce(stage[key] for stage in record["stages"].values())
 
 
-def _gain(record: dict, before: str, after: str) -> float:
-    """Points: post-trained under `after` minus SFT under `before`."""
-    return 100 * (_success(record, "policy", after) - _success(record, "sft", before))
+def _gain(record: dict, before: str, after: str, than: str = "sft") -> float:
+    """Points: post-trained under `after` minus SFT (or another policy) under `before`."""
+    return 100 * (_success(record, "policy", after) - _success(record, than, before))
 
 
 def _unique_seeds(records: list[dict]) -> list[dict]:

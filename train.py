@@ -5,13 +5,18 @@ each reads what the earlier ones left in the run folder and leaves its own.
     2 sft        imitation (L1 mean, Laplace scale head)
     3 explore    the SFT policy, with noise, collects successes and failures: real episodes,
                  counted in the ledger
-    4 simulator  the world simulator learns from all episodes
-    5 reflector  the instant reflector learns from all episodes
-    6 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
-    7 evaluate   real success on test starts: SFT and post-trained policy, three terminations
+    4 filtered_bc  imitation goes on with those of them that succeeded
+    5 simulator  the world simulator learns from all episodes
+    6 reflector  the instant reflector learns from all episodes
+    7 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
+    8 evaluate   real success on test starts: the three policies, three terminations
 
-With `--rounds 2` or more, 3 to 6 come again before 7: the post-trained policy collects a counted
-number of new episodes, simulator and reflector go on learning from all of them, and so does LOOP.
+With `--rounds 2` or more, 3, 5, 6 and 7 come again before 8: the post-trained policy collects a
+counted number of new episodes, simulator and reflector go on learning from all of them, and so does
+LOOP.
+
+# DEVIATION: the paper's RL begins at the SFT policy; here at filtered BC, with the same real
+#   episodes; because they are paid for, and what LOOP adds to it is then what the dream is worth.
 
 A stage that is finished is skipped, so a run that was killed goes on where it stopped.
 """
@@ -50,7 +55,9 @@ from simulator import Simulator, transition_batches
 from tasks import SPLITS, Start, VecRealEnv
 from worldenv import WorldEnv, start_frames
 
-STAGES = ("demos", "sft", "explore", "simulator", "reflector", "rl", "evaluate")
+STAGES = (
+    "demos", "sft", "explore", "filtered_bc", "simulator", "reflector", "rl", "evaluate",
+)  # fmt: skip
 ROUND = ("explore", "simulator", "reflector", "rl")  # what `--rounds` repeats
 OWN_ROLLOUTS = 16  # dreams that are added at a time while the simulator trains
 DECISIONS_AFTER_SUCCESS = 3  # decisions, so that the reflector sees frames after success
@@ -71,6 +78,7 @@ def train(
         "demos": stage_demos,
         "sft": stage_sft,
         "explore": stage_explore,
+        "filtered_bc": stage_filtered_bc,
         "simulator": stage_simulator,
         "reflector": stage_reflector,
         "rl": stage_rl,
@@ -94,17 +102,19 @@ def train(
 
 def stages_of(config: RunConfig) -> tuple[str, ...]:
     """The stages of a run, in order. RL in the real simulator (the baseline) needs no exploration,
-    simulator or reflector; rounds from the second on repeat the four of ROUND: explore_2, ..."""
+    simulator or reflector; without extra data nothing is imitated but demonstrations; rounds from
+    the second on repeat the four of ROUND: explore_2, ..."""
     if config.rl_env == "real":
         return ("demos", "sft", "rl", "evaluate")
+    first = [name for name in STAGES[:-1] if config.extra_data or name != "filtered_bc"]
     more = [f"{name}_{number}" for number in range(2, config.rounds + 1) for name in ROUND]
-    return (*STAGES[:-1], *more, STAGES[-1])
+    return (*first, *more, STAGES[-1])
 
 
 def round_of(name: str) -> tuple[str, int]:
     """ "explore_2" -> ("explore", 2); "explore" -> ("explore", 1)."""
-    stage, _, number = name.partition("_")
-    return stage, int(number or 1)
+    stage, _, number = name.rpartition("_")
+    return (stage, int(number)) if number.isdigit() else (name, 1)
 
 
 class RealWorkers:
@@ -223,6 +233,20 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
         },
         "success": float(rate),
     }
+
+
+def stage_filtered_bc(run: Run, real: RealWorkers, progress) -> dict:
+    """SFT goes on with the demonstrations and the exploration episodes that succeeded, each up to
+    its success; leaves the checkpoint "filtered_bc"."""
+    config = run.config
+    demonstrations, exploration, _ = sources(run)
+    good = [episode for episode in exploration if episode.succeeded]
+    policy, settings = run.policy("sft"), config.filtered_bc
+    sample = imitation_batches(demonstrations + good, settings.batch, config.seed + 500)
+    result = fit(policy, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
+    save_part(run.checkpoint("filtered_bc"), policy, asdict(config.policy))
+    line = f"{len(demonstrations)} demonstrations and {len(good)} successes imitated, "
+    return {"line": line + f"L1 error {result['l1']:.3f}", "successes": len(good), **result}
 
 
 def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
@@ -344,10 +368,11 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
 
 
 def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
-    """LOOP from the SFT policy (in later rounds from the post-trained one), in the dream or in
-    reality; leaves the checkpoint "policy"."""
+    """LOOP from filtered BC (SFT without it, the post-trained policy in later rounds), in the dream
+    or in reality; leaves the checkpoint "policy"."""
     config = run.config
-    policy = run.policy("sft" if number == 1 else "policy")
+    begin = "filtered_bc" if "filtered_bc" in run.stages else "sft"
+    policy = run.policy(begin if number == 1 else "policy")
     gauge = None
     if config.rl_env == "real":
         env, draw = real.open(), _real_starts(config)
@@ -439,11 +464,12 @@ def _finite(metrics: dict) -> dict:
 
 
 def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
-    """Real success on test starts of both policies: oracle, reflector and no termination."""
+    """Real success on test starts of all policies: oracle, reflector and no termination."""
     config = run.config
     env, starts = real.open(), test_starts(config.tasks, config.test_starts)
     results: dict[str, dict] = {}
-    for name in ("sft", "policy"):
+    names = ("sft", "filtered_bc", "policy") if "filtered_bc" in run.stages else ("sft", "policy")
+    for name in names:
         policy = run.policy(name)
         results[name] = evaluate_all(
             policy, env, starts, run.reflector() if "reflector" in run.stages else None

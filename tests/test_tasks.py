@@ -14,6 +14,7 @@ from tasks import (
     RealEnv,
     Start,
     VecRealEnv,
+    _shrink,
     check_tasks,
     split_of,
     split_seeds,
@@ -66,7 +67,7 @@ def draw_marker(env: RealEnv, point: np.ndarray) -> np.ndarray:
         np.array([1.0, 1.0, 1.0, 1.0], np.float32),
     )
     scene.geoms[0].emission = 1.0
-    return renderer.render()[::-1, ::-1]  # turned by 180 degrees, as RealEnv.render does
+    return _shrink(renderer.render()[::-1, ::-1])  # turned by 180 degrees, as RealEnv.render does
 
 
 def test_projection_agrees_with_mujocos_camera(env):
@@ -90,6 +91,17 @@ def test_projection_agrees_with_mujocos_camera(env):
     assert np.ptp(pixels, axis=0).min() > 30  # the points do cover the view
     assert np.linalg.norm(errors, axis=1).max() < 1.0
     assert np.abs(np.mean(errors, axis=0)).max() < 0.2  # and not shifted by half a pixel either
+
+
+def test_frames_are_means_of_finer_ones():
+    """Every pixel is the mean of the square that it was drawn as."""
+    fine = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    small = _shrink(fine)
+    assert small.shape == (4, 4, 3) and small.dtype == np.uint8
+    for row in range(4):
+        for column in range(4):
+            square = fine[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(-1, 3)
+            assert np.abs(small[row, column] - square.mean(0)).max() <= 0.5
 
 
 def test_projection_of_a_camera_worked_out_by_hand():
