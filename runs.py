@@ -79,7 +79,7 @@ class RunConfig:
     )
     real_loop: LoopConfig = field(default_factory=LoopConfig)  # with rl_env = "real"
     probes: int = 10  # real starts a task at which the gauge compares dream and reality; 0: never
-    probe_every: int = 2  # iterations of LOOP between two of its looks
+    probe_every: int = 4  # iterations of LOOP between two of its looks
 
     @property
     def rl(self) -> LoopConfig:
