@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import imageio.v3 as imageio
 import pytest
+import torch
 from trees import tree
 from typer.testing import CliRunner
 
@@ -667,3 +668,33 @@ def test_loop_takes_the_settings_of_where_it_plays(tmp_path, monkeypatch, rl_env
     train.stage_rl(run, real, lambda step, of, metrics: steps.append(of))
     assert seen == [config.loop if rl_env == "dream" else DEBUG.real_loop]
     assert steps == [seen[0].iterations]
+
+
+def test_filtered_bc_imitates_demonstrations_and_successes(tmp_path, monkeypatch):
+    """From SFT, with settings of its own; failures teach it nothing; LOOP then begins there."""
+    run = runs.Run.create(tmp_path / "run", DEBUG)
+    sft = Policy(DEBUG.policy)
+    runs.save_part(run.checkpoint("sft"), sft, asdict(DEBUG.policy))
+    demonstrations = [SimpleNamespace(name="demo", succeeded=True)]
+    exploration = [SimpleNamespace(name=f"explored {i}", succeeded=i == 1) for i in range(3)]
+    monkeypatch.setattr(train, "sources", lambda run: (demonstrations, exploration, None))
+    monkeypatch.setattr(train, "imitation_batches", lambda episodes, batch, seed: episodes)
+    seen = []
+
+    def fit(part, episodes, settings, on_step):
+        seen.append(([e.name for e in episodes], settings))
+        assert torch.equal(part.mean_head.weight, sft.mean_head.weight)
+        part.mean_head.weight.data += 1
+        return {"l1": 0.1}
+
+    monkeypatch.setattr(train, "fit", fit)
+    result = train.stage_filtered_bc(run, None, lambda *_: None)
+    assert seen == [(["demo", "explored 1"], DEBUG.filtered_bc)] and result["successes"] == 1
+    assert torch.equal(run.policy("filtered_bc").mean_head.weight, sft.mean_head.weight + 1)
+    assert torch.equal(run.policy("sft").mean_head.weight, sft.mean_head.weight)
+
+
+def test_a_stage_name_tells_its_round():
+    """Only a number at the end is one."""
+    assert train.round_of("filtered_bc") == ("filtered_bc", 1)
+    assert train.round_of("explore") == ("explore", 1) and train.round_of("rl_2") == ("rl", 2)
