@@ -185,8 +185,7 @@ def summarize_runs(results: Path) -> dict:
     if real:
         _put(summary, "simulator_loop_gain", real, lambda r: _gain(r, "oracle", "oracle"))
         _put(summary, "simulator_loop_success", real, lambda r: _success(r, "policy", "oracle"))
-        low = summary["simulator_loop_gain"]
-        summary["simulator_loop_gain_low"] = low | {"value": low["low"]}
+        _put_low(summary, "simulator_loop_gain")
     if dream:
         # Time and memory count only where the run had the whole machine to itself. A record of a
         # run that did not has "timed": false, set by hand, with a note that says why.
@@ -204,13 +203,11 @@ def summarize_runs(results: Path) -> dict:
             if measured:
                 _put(summary, key, measured, value)
         _put(summary, "dream_gain_oracle", dream, lambda r: _gain(r, "oracle", "oracle"))
-        low = summary["dream_gain_oracle"]
-        summary["dream_gain_oracle_low"] = low | {"value": low["low"]}
+        _put_low(summary, "dream_gain_oracle")
         # Without the oracle: SFT runs to the horizon and its end counts;
         # the post-trained policy has the reflector's stop.
         _put(summary, "dream_gain_no_oracle", dream, lambda r: _gain(r, "none", "reflector"))
-        low = summary["dream_gain_no_oracle"]
-        summary["dream_gain_no_oracle_low"] = low | {"value": low["low"]}
+        _put_low(summary, "dream_gain_no_oracle")
         filtered = [r for r in dream if "filtered_bc" in r["stages"]]
         if filtered:
             _put(summary, "filtered_bc_success", filtered,
@@ -355,6 +352,11 @@ def _gain(record: dict, before: str, after: str, than: str = "sft") -> float:
 
 def _unique_seeds(records: list[dict]) -> list[dict]:
     return list({r["config"]["seed"]: r for r in records}.values())
+
+
+def _put_low(summary: dict, key: str) -> None:
+    """The lower end of the interval of `key` as a figure of its own, KEY_low."""
+    summary[f"{key}_low"] = summary[key] | {"value": summary[key]["low"]}
 
 
 def _put(summary: dict, key: str, records: list[dict], value: Callable[[dict], float]) -> None:
