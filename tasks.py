@@ -272,7 +272,13 @@ class RealEnv(gymnasium.Env):
         if seed is None:
             seed = int(self.np_random.integers(SPLITS["rl"].start, SPLITS["rl"].stop))
         self._sim.seed(seed)
-        self._raw, _ = self._sim.reset()
+        self._sim.reset()
+        # Meta-World moves objects and goal markers in the model and leaves the data, from which
+        # pictures are drawn, where they were in the episode before: without this the first frame,
+        # at which every dream begins, shows another start.
+        self._mujoco.mj_forward(self._sim.model, self._sim.data)
+        self._sim._get_obs()  # it remembers what it saw last: the next one is of this start alone
+        self._raw = self._sim._get_obs()
         self._decisions = 0
         self._success = False
         return self._observe(), {"success": False, "steps": 0}

@@ -159,6 +159,18 @@ def test_a_seed_is_a_start(env):
     assert same(first, RealEnv(TASK, CONFIG).reset(seed=5)[0])
 
 
+@pytest.mark.parametrize("task", DEFAULT_SUITE)
+def test_the_first_frame_shows_this_start(task):
+    """Not where things were in the episode before: every dream begins at this frame."""
+    env = RealEnv(task, EnvConfig())
+    env.reset(seed=0)
+    observation, _ = env.reset(seed=1)
+    env.restore(env.snapshot())  # works out where everything is anew
+    np.testing.assert_array_equal(observation["image"], env.render())
+    expected = env._sim._get_curr_obs_combined_no_goal()
+    np.testing.assert_array_equal(env._raw[: len(expected)], expected)
+
+
 def test_start_vectors_of_the_splits_never_coincide(env):
     """50 starts each for demonstrations, tuning and tests: no placement is drawn twice."""
     drawn = {}
