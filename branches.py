@@ -5,7 +5,7 @@ its group. Agreement (trust.py) compares *starts*; a dream can be right about mo
 know nothing of what a slightly different action does there. Then LOOP learns from noise.
 
                                          .--> in the dream, then the mean policy --> R_gn
-    moment g of a recorded real episode -+    the same N x D noisy chunks
+    moment g of a recorded real episode -+    the same N x D draws of noise
                                          '--> in reality,   then the mean policy --> r_gn
 
                     sum_gn (R_gn - R_g.) (r_gn - r_g.)
@@ -91,28 +91,28 @@ def draw_moments(episodes: list[Episode], count: int, rng) -> list[tuple[Episode
 
 
 class Recorder(Explorer):
-    """Noisy chunks that can be played `again`, decision by decision, in another environment with as
-    many slots."""
+    """Noise that can be played `again`, decision by decision, in another environment with as many
+    slots: there the policy answers to what it sees there, as it does in LOOP, and the push that is
+    added to its answer is the same."""
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
-        self.played: list[tuple[np.ndarray, np.ndarray]] = []  # (running slots, chunks)
+        self.pushes: list[np.ndarray] = []  # of each decision, (B, K, A); 0 in slots that rested
         self.replayed = 0
 
     def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
         chunks = super().act(observation, running)
-        self.played.append((running.copy(), chunks))
+        self.pushes.append(chunks - self.policy.act(observation, running))
         return chunks
 
     def again(self, observation: dict, running: np.ndarray) -> np.ndarray:
-        """What `act` gave at the same decision; the mean policy's chunks where the dream had
-        ended."""
+        """The mean policy's chunks and the push of the same decision, clipped to [-1, 1]; no push
+        where the other environment had ended."""
         chunks = self.policy.act(observation, running)
-        if self.replayed < len(self.played):
-            ran, drawn = self.played[self.replayed]
-            chunks[ran & running] = drawn[ran & running]
+        if self.replayed < len(self.pushes):
+            chunks[running] += self.pushes[self.replayed][running]
         self.replayed += 1
-        return chunks
+        return chunks.clip(-1, 1)
 
 
 def real_states(env: VecRealEnv, moments: list[tuple[Episode, int]]) -> list[tuple]:

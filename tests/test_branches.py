@@ -114,8 +114,9 @@ def test_reality_is_replayed_to_the_moment():
         assert env.get_states([slot])[0][1][0] == pytest.approx(EPISODES[slot].state[t, 0])
 
 
-def test_the_recorder_plays_the_same_chunks_again():
-    """Where the dream had ended, and after its last decision, the mean policy goes on."""
+def test_the_recorder_plays_the_same_noise_again():
+    """Where the dream had ended, and after its last decision, the mean policy goes on; where the
+    policy sees something else, it answers to that."""
     recorder = Recorder(Push(0.3), 1.0, shared=True, generator=torch.Generator().manual_seed(0))
     observation = {
         "image": np.zeros((3, 16, 16, 3), np.uint8),
@@ -124,10 +125,14 @@ def test_the_recorder_plays_the_same_chunks_again():
     }
     drawn = recorder.act(observation, np.array([True, True, False]))
     again = recorder.again(observation, np.array([True, False, True]))
-    assert (again[0] == drawn[0]).all() and np.ptp(drawn[0][0]) > 0
+    assert again[0] == pytest.approx(drawn[0], abs=1e-6) and np.abs(drawn[0] - drawn[1]).max() > 0.1
     assert not again[1].any() and again[2, 0].tolist() == pytest.approx([0.3, 0, 0, 0])
     later = recorder.again(observation, np.ones(3, bool))
     assert np.allclose(later[:, :, 0], 0.3)
+    recorder.replayed, recorder.policy = 0, Push(-0.4)
+    other = recorder.again(observation, np.array([True, False, False]))
+    expected = drawn[0] - np.array([0.7, 0, 0, 0])
+    assert other[0] == pytest.approx(expected.clip(-1, 1), abs=1e-6)
 
 
 def test_fewer_slots_than_rollouts_make_smaller_groups():
