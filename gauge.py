@@ -5,8 +5,11 @@ and real success does not. Every few iterations the mean policy is therefore pla
 few real starts, in the dream and in reality, and LOOP ends when the two part:
 
     imagined  .58  .66  .72  .80
-    real      .56  .62  .64  .50   <- parted: the policy of the third probe is kept
+    real      .56  .62  .66  .50   <- parted: the policy of the third probe is kept
     iteration  0    5    10   15
+
+What is kept has to have shown, in reality, that it is better than what LOOP began with; else that
+is kept. So LOOP in an untrue dream costs time, and seldom success.
 
 The real episodes of the probes are counted in the ledger. Their starts are the last of the "rl"
 split: neither development nor test starts ever decide anything here.
@@ -80,7 +83,7 @@ class Gauge:
         )
         self.imagined_frames += sum(len(episode) for episode in dream)
         self._weights.append(copy.deepcopy(policy.state_dict()))
-        return kept(self.probes) < len(self.probes) - 1
+        return ended(self.probes) < len(self.probes)
 
     def warning(self) -> str | None:
         """One plain sentence, cause and remedy, when the last probe says that the dream lies."""
@@ -135,13 +138,35 @@ def parted(best: dict, now: dict) -> bool:
     return bool(promised and difference.mean() < -1.64 * error)
 
 
+def shown(first: dict, now: dict) -> bool:
+    """Whether `now` has shown a gain over `first`, by the same paired differences:
+
+        mean(d) > 1.28 std(d) / sqrt(n),
+
+    above it a difference that is none rises by chance one time in ten.
+    """
+    difference = np.subtract(now["real"], first["real"])
+    error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return bool(difference.mean() > 1.28 * error)
+
+
 def kept(probes: list[dict]) -> int:
-    """Index of the probe whose policy is kept: the last one, or if the last one has parted from the
-    best before it, that best (the latest of equals)."""
+    """Index of the probe whose policy is kept, among those up to the first that has parted from the
+    best before it: the most real success of all that have shown a gain over the first (the latest
+    of equals), or the first, where none has."""
     best = 0
-    for i, now in enumerate(probes):
-        if parted(probes[best], now):
-            return best
-        if np.mean(now["real"]) >= np.mean(probes[best]["real"]):
+    for i, now in enumerate(probes[: ended(probes)]):
+        if shown(probes[0], now) and np.mean(now["real"]) >= np.mean(probes[best]["real"]):
             best = i
-    return len(probes) - 1
+    return best
+
+
+def ended(probes: list[dict]) -> int:
+    """How many probes there are before the one that has parted from the best before it; all, where
+    none has."""
+    best = probes[0]
+    for i, now in enumerate(probes):
+        if parted(best, now):
+            return i
+        best = max(best, now, key=lambda probe: np.mean(probe["real"]))
+    return len(probes)

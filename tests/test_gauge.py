@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gauge as gauge_module
-from gauge import PROBE_STARTS, Gauge, kept, parted, probe_starts
+from gauge import PROBE_STARTS, Gauge, ended, kept, parted, probe_starts, shown
 from tasks import SPLITS, EnvConfig, split_of
 
 
@@ -35,13 +35,31 @@ def test_a_fall_that_the_dream_shows_is_no_exploitation():
     assert not parted(GOOD, WORSE_IN_BOTH)
 
 
+def test_shown_by_hand():
+    """4 of 20 starts won: mean 0.2, standard error 0.41 / sqrt(20) = 0.092; one start: within."""
+    assert shown(GOOD, BETTER)
+    one_won = probe([1] * 13 + [0] * 7, [1] * 12 + [0] * 8)
+    # mean 0.05, standard deviation 0.2236, standard error 0.05: not above 1.28 of it
+    assert not shown(GOOD, one_won)
+    assert not shown(GOOD, GOOD)
+    assert not shown(GOOD, EXPLOITED)
+
+
 def test_stop_rule_on_a_scripted_divergence():
     """Rises in both, then the dream alone: the last policy before they part is kept."""
     assert kept([GOOD]) == 0
     assert kept([GOOD, BETTER]) == 1
-    assert kept([GOOD, BETTER, EXPLOITED]) == 1
-    assert kept([GOOD, EXPLOITED, BETTER]) == 0  # it has stopped: what came later is not seen
-    assert kept([GOOD, GOOD, GOOD]) == 2  # never parted: the last
+    assert kept([GOOD, BETTER, EXPLOITED]) == 1 and ended([GOOD, BETTER, EXPLOITED]) == 2
+    # It has stopped: what came later is not seen.
+    assert kept([GOOD, EXPLOITED, BETTER]) == 0 and ended([GOOD, EXPLOITED, BETTER]) == 1
+    assert kept([GOOD, BETTER, BETTER]) == 2 and ended([GOOD, BETTER, BETTER]) == 3
+
+
+def test_a_gain_that_is_not_shown_is_not_kept():
+    """The start stays where LOOP gave nothing, or lost in both worlds, even if nothing parted."""
+    assert kept([GOOD, GOOD, GOOD]) == 0 and ended([GOOD, GOOD, GOOD]) == 3
+    assert kept([GOOD, WORSE_IN_BOTH]) == 0 and ended([GOOD, WORSE_IN_BOTH]) == 2
+    assert kept([GOOD, BETTER, WORSE_IN_BOTH]) == 1
 
 
 def test_probe_starts_belong_to_nobody_else():
