@@ -247,6 +247,10 @@ def train_command(
     plain: Annotated[
         bool, typer.Option("--plain", help="LOOP as in the paper: no branching, no time penalty.")
     ] = False,
+    stop_rule: Annotated[
+        str | None,
+        typer.Option(help="What ends LOOP in the dream: real (counted episodes) or novelty."),
+    ] = None,
     until: Annotated[str | None, typer.Option(help="The last stage to run.")] = None,
 ) -> None:
     """Train: demos, sft, explore, simulator, reflector, rl, evaluate. Run again to resume.
@@ -259,7 +263,9 @@ def train_command(
     from runs import Run
 
     check_device(device)
-    config = build_config(preset, tasks, demos, seed, env, iterations, rounds, starts, plain)
+    config = build_config(
+        preset, tasks, demos, seed, env, iterations, rounds, starts, plain, stop_rule
+    )
     if until is not None:
         one_of("--until", until, stages.stages_of(config))
     explored = config.exploration + (config.rounds - 1) * config.round_exploration
@@ -290,6 +296,7 @@ def build_config(
     rounds: int | None,
     starts: int | None,
     plain: bool,
+    stop_rule: str | None = None,
 ) -> RunConfig:
     """The preset with what was given on the command line; ValueError for anything impossible."""
     from dataclasses import replace
@@ -311,6 +318,7 @@ def build_config(
         "demos": demos,
         "seed": seed,
         "rl_env": env,
+        "stop_rule": stop_rule,
     }
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 

@@ -26,6 +26,7 @@ import math
 import numpy as np
 
 from demos import Episode, play
+from novelty import Novelty
 from tasks import SPLITS, EnvConfig, Start
 from worldenv import WorldEnv, start_frames
 
@@ -56,14 +57,16 @@ class Gauge:
     """Probes the policy now and then, remembers its weights, and says which to keep.
 
     probes: dicts of "iteration" (updates made before it), "real" and "imagined" (success of every
-    start, lists of 0 and 1 in the order of `starts`).
+    start, lists of 0 and 1 in the order of `starts`), and "novel" (share of novel decisions of
+    every dream, see novelty.py, to compare that stop rule with this one).
     """
 
     def __init__(
-        self, simulator, reflector, env, starts: list[Start], config: EnvConfig, every: int
-    ):
+        self, simulator, reflector, env, starts: list[Start], config: EnvConfig, every: int,
+        novelty: Novelty,
+    ):  # fmt: skip
         self.parts, self.env, self.starts = (simulator, reflector), env, starts
-        self.config, self.every = config, every
+        self.config, self.every, self.novelty = config, every, novelty
         self.probes: list[dict] = []
         self.imagined_frames = 0  # the ledger
         self._weights: list[dict] = []
@@ -79,6 +82,7 @@ class Gauge:
                 "iteration": iteration,
                 "real": [int(episode.succeeded) for episode in real],
                 "imagined": [int(episode.succeeded) for episode in dream],
+                "novel": [self.novelty.share(episode) for episode in dream],
             }
         )
         self.imagined_frames += sum(len(episode) for episode in dream)

@@ -17,6 +17,7 @@ import numpy as np
 from demos import write_atomically
 from evaluate import TERMINATIONS, wilson
 from gauge import shares
+from novelty import trusted
 from runs import Run
 from train import stages_of
 
@@ -186,24 +187,27 @@ def _gauge(run: Run) -> list[str]:
     probes = stage.get("probes")
     if not probes:
         return []
-    rows = [
-        [str(probe["iteration"]), *(f"{share:.0%}" for share in shares(probe).values())]
-        for probe in probes
-    ]
-    header = [
-        "iterations",
-        "imagined success",
-        "real success",
-        "agreement",
-        "hallucinated",
-        "missed",
-    ]
+    real = "real" in probes[0]  # the stop rule "novelty" plays no real episodes
+    header = ["iterations", "novel decisions", "imagined success"]
+    header += ["real success", "agreement", "hallucinated", "missed"] if real else []
+    rows = []
+    for probe in probes:
+        rates = shares(probe) if real else {"imagined": float(np.mean(probe["imagined"]))}
+        rates = {"novel": float(np.mean(probe["novel"])), **rates}
+        rows.append([str(probe["iteration"]), *(f"{share:.0%}" for share in rates.values())])
     lines = ["## Does the dream tell the truth?", "", *_table(header, rows), ""]
     lines += [
-        f"The mean policy from the same {len(probes[0]['real'])} real starts in the dream and in "
-        "reality; hallucinated: success in the dream only; missed: in reality only. "
-        f"The policy after {stage['kept']} iterations was kept."
+        "Novel: the dreamt hand is farther from every recorded one than 95 % of held-out real ones "
+        "are.",
     ]
+    if real:
+        lines += [
+            f"The mean policy from the same {len(probes[0]['real'])} real starts in the dream and "
+            "in reality; hallucinated: success in the dream only; missed: in reality only. By "
+            "novelty alone, without real episodes, the policy after "
+            f"{probes[trusted(probes)]['iteration']} iterations would have been kept."
+        ]
+    lines += [f"The policy after {stage['kept']} iterations was kept."]
     if stage.get("warning"):
         lines += ["", f"**{stage['warning']}.**"]
     return lines + ["", "![Imagined and real success](pictures/gauge.png)"]
@@ -295,14 +299,16 @@ def rl_chart(history: list[dict]) -> bytes:
 
 
 def gauge_chart(probes: list[dict]) -> bytes:
-    """A PNG: imagined and real success of the mean policy over LOOP's iterations, with Wilson's
-    95 % intervals."""
+    """A PNG: imagined and, where it was played, real success of the mean policy over LOOP's
+    iterations, with Wilson's 95 % intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
     steps = np.array([probe["iteration"] for probe in probes])
     for name, colour, style, aside in (("real", BLUE, "o-", -1), ("imagined", ORANGE, "s--", 1)):
+        if name not in probes[0]:
+            continue
         rates = np.array([np.mean(probe[name]) for probe in probes])
         ends = np.array([wilson(sum(probe[name]), len(probe[name])) for probe in probes])
         errors = np.abs(ends.T - rates)

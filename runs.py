@@ -80,6 +80,9 @@ class RunConfig:
     real_loop: LoopConfig = field(default_factory=LoopConfig)  # with rl_env = "real"
     probes: int = 10  # real starts a task at which the gauge compares dream and reality; 0: never
     probe_every: int = 4  # iterations of LOOP between two of its looks
+    # what ends LOOP in the dream early and says which policy is kept: "real" episodes (gauge.py),
+    # or "novelty" of the dreams, which needs none (novelty.py)
+    stop_rule: str = "real"
 
     @property
     def rl(self) -> LoopConfig:
@@ -99,6 +102,8 @@ class RunConfig:
                 f"seed: got {self.seed}, expected 0 to 99 "
                 "(each seed owns its own demonstration starts)"
             )
+        if self.stop_rule not in ("real", "novelty"):
+            raise ValueError(f"stop rule: got {self.stop_rule!r}, expected 'real' or 'novelty'")
         if self.rl_env not in ("dream", "real"):
             raise ValueError(f"env: got {self.rl_env!r}, expected 'dream' or 'real'")
         if not (self.env.size == self.policy.size == self.simulator.size == self.reflector.size):

@@ -154,6 +154,7 @@ def _command(run: Run) -> str:
     words += ["--env real"] if config.rl_env == "real" else []
     words += [f"--iterations {config.rl.iterations}"]
     words += ["--plain"] if config.rl.branch == 0 else []
+    words += ["--stop-rule novelty"] if config.stop_rule == "novelty" else []
     return " ".join(words)
 
 
@@ -235,7 +236,7 @@ def _at_the_kept_probe(record: dict, share: str) -> float | None:
     """One of `gauge.shares`: what dream and reality say of the policy that was kept."""
     stage = record["stages"]["rl"]
     probes = [p for p in stage.get("probes", []) if p["iteration"] == stage["kept"]]
-    return shares(probes[0])[share] if probes else None
+    return shares(probes[0])[share] if probes and "real" in probes[0] else None
 
 
 # What the instruments of a run in the dream measured: key of the summary, value or None.

@@ -260,24 +260,21 @@ class RealEnv(gymnasium.Env):
         return _shrink(renderer.render()[::-1, ::-1])
 
     def _observe(self) -> dict[str, np.ndarray]:
-        # The first four entries of Meta-World's observation are the hand's position
-        # and the gripper's opening.
+        # The first four entries of Meta-World's observation: hand's position, gripper's opening.
         state = self._raw[:STATE_DIM].astype(np.float32)
         return {"image": self.render(), "state": state, "instruction": INSTRUCTIONS[self.task][0]}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Start over at the start state that `seed` names:
-        the same seed is the same start, on every machine."""
+        """Start over at the start state that `seed` names, the same on every machine."""
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(SPLITS["rl"].start, SPLITS["rl"].stop))
         self._sim.seed(seed)
         self._sim.reset()
-        # Meta-World moves objects and goal markers in the model and leaves the data, from which
-        # pictures are drawn, where they were in the episode before: without this the first frame,
-        # at which every dream begins, shows another start.
+        # Meta-World's reset leaves the drawn scene where it was before: work it out anew, or the
+        # first frame, at which every dream begins, shows another start.
         self._mujoco.mj_forward(self._sim.model, self._sim.data)
-        self._sim._get_obs()  # it remembers what it saw last: the next one is of this start alone
+        self._sim._get_obs()  # an observation holds the one before it, too
         self._raw = self._sim._get_obs()
         self._decisions = 0
         self._success = False

@@ -47,6 +47,7 @@ from evaluate import (
 from fit import FitConfig, fit
 from gauge import PROBE_STARTS, Gauge, probe_starts
 from kinematics import episode_batches
+from novelty import Novelty, NoveltyGauge
 from policy import Policy, imitation_batches
 from ppo import LateExplorer, loop, no_signal
 from reflector import Reflector, calibrate, calibrate_probabilities, frame_batches
@@ -383,8 +384,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         env = WorldEnv(*parts, known, config.slots, config.env, config.seed)
         draw = _known_starts(config, known)
         if config.probes:
-            starts = probe_starts(config.tasks, config.probes, config.seed)
-            gauge = Gauge(*parts, real.open(), starts, config.env, config.probe_every)
+            gauge = _gauge(run, parts, real, demonstrations, exploration)
             gauge.look(policy, 0)
             _log_probe(run, number, gauge)
 
@@ -426,10 +426,21 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     return {"line": line, "ledger": ledger, **result}
 
 
-def _log_probe(run: Run, number: int, gauge: Gauge) -> None:
+def _gauge(run: Run, parts, real: RealWorkers, demonstrations, exploration):
+    """What says when LOOP in the dream has to end: `RunConfig.stop_rule`."""
+    config = run.config
+    training, kept = held_out(exploration)
+    novelty = Novelty(demonstrations + (training if config.extra_data else []), kept)
+    if config.stop_rule == "novelty":
+        return NoveltyGauge(*parts, novelty, kept, config.env, config.probe_every)
+    starts = probe_starts(config.tasks, config.probes, config.seed)
+    return Gauge(*parts, real.open(), starts, config.env, config.probe_every, novelty)
+
+
+def _log_probe(run: Run, number: int, gauge: Gauge | NoveltyGauge) -> None:
     """What the gauge saw last, for whoever watches metrics.jsonl while LOOP runs."""
     probe = gauge.probes[-1]
-    rates = {name: float(np.mean(probe[name])) for name in ("real", "imagined")}
+    rates = {n: float(np.mean(probe[n])) for n in ("real", "imagined", "novel") if n in probe}
     run.log(stage="gauge", round=number, iteration=probe["iteration"], **rates,
             warning=gauge.warning())  # fmt: skip
 

@@ -444,7 +444,7 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
         finally:
             env.close()
         # The gauge has played the policies of several iterations in both worlds already.
-        probes = run.stages.get("rl", {}).get("probes", [])
+        probes = [p for p in run.stages.get("rl", {}).get("probes", []) if "real" in p]
         rates = [[float(np.mean(p[kind])) for p in probes] for kind in ("imagined", "real")]
         result = {
             "run": run.folder.name,

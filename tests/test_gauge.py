@@ -72,6 +72,13 @@ def test_probe_starts_belong_to_nobody_else():
         seen |= seeds
 
 
+class Everywhere:
+    """Nothing is novel to it."""
+
+    def share(self, episode) -> float:
+        return 0.25
+
+
 class ScriptedEpisode:
     """All that the gauge reads of an episode."""
 
@@ -92,7 +99,7 @@ def test_gauge_restores_the_weights_before_the_parting(monkeypatch):
 
     monkeypatch.setattr(gauge_module, "play_both", scripted)
     policy = nn.Linear(1, 1)
-    gauge = Gauge(None, None, None, [], EnvConfig(), every=2)
+    gauge = Gauge(None, None, None, [], EnvConfig(), every=2, novelty=Everywhere())
     stopped = []
     for iteration in range(5):
         with torch.no_grad():
@@ -101,6 +108,7 @@ def test_gauge_restores_the_weights_before_the_parting(monkeypatch):
     assert stopped == [False, False, False, False, True]
     assert [p["iteration"] for p in gauge.probes] == [0, 2, 4]
     assert np.mean(gauge.probes[1]["real"]) == 0.8
+    assert gauge.probes[1]["novel"] == [0.25] * 20
     assert gauge.imagined_frames == 3 * 20 * 7
     assert gauge.restore(policy) == 2
     assert policy.weight.item() == 2
@@ -108,7 +116,7 @@ def test_gauge_restores_the_weights_before_the_parting(monkeypatch):
 
 def test_warning_names_cause_and_remedy():
     """More than 0.2 apart: which of the two lies, and what to do; else nothing."""
-    gauge = Gauge(None, None, None, [], EnvConfig(), every=1)
+    gauge = Gauge(None, None, None, [], EnvConfig(), every=1, novelty=Everywhere())
     for probes, words in (
         (EXPLOITED, ["promises more", "0.90", "0.30", "train the simulator longer"]),
         (probe([1] * 16 + [0] * 4, [1] * 2 + [0] * 18), ["misses", "0.10", "0.80", "threshold"]),
