@@ -78,7 +78,7 @@ class RunConfig:
         default_factory=lambda: LoopConfig(iterations=4, groups=16, branch=30, held=True, noise=3.0)
     )
     real_loop: LoopConfig = field(default_factory=LoopConfig)  # with rl_env = "real"
-    probes: int = 10  # real starts a task at which the gauge compares dream and reality; 0: never
+    probes: int = 20  # real starts a task at which the gauge compares dream and reality; 0: never
     probe_every: int = 4  # iterations of LOOP between two of its looks
     # what ends LOOP in the dream early and says which policy is kept: "real" episodes (gauge.py),
     # or "novelty" of the dreams, which needs none (novelty.py)
