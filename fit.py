@@ -73,7 +73,7 @@ def fit(
         if on_step is not None:
             on_step(step, loss.item(), metrics)
     if average is not None:
-        part.load_state_dict(average.state_dict())
+        _average(part, average, 0.0)
     part.eval()
     result = {name: sum(m[name] for m in tail) / len(tail) for name in tail[0]}
     return result | {"seconds": time.time() - started}
@@ -101,5 +101,3 @@ def _average(average: nn.Module, part: nn.Module, decay: float) -> None:
     # theta_ema <- decay * theta_ema + (1 - decay) * theta
     for slow, fast in zip(average.parameters(), part.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
-    for slow, fast in zip(average.buffers(), part.buffers(), strict=True):
-        slow.copy_(fast)
