@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +26,7 @@ import cli
 import demos
 import ppo
 import render
+import report
 import runs
 import terminal
 import train
@@ -130,6 +131,8 @@ def test_options_of_train_reach_the_settings():
         assert (loop.noise, loop.time_penalty) == (1.0, 0.0)
     untouched = cli.build_config("debug", "", None, 0, "dream", None, None, None, plain=False)
     assert untouched == runs.preset("debug")
+    given = cli.build_config("debug", "", None, 0, "dream", None, None, None, False, "novelty")
+    assert given == replace(runs.preset("debug"), stop_rule="novelty")
 
 
 # --- bad options ---------------------------------------------------------------------------------
@@ -152,6 +155,7 @@ def test_options_of_train_reach_the_settings():
         ("train --seed 100", ["got 100", "0 to 99"]),
         ("train --env mars", ["'mars'", "'dream' or 'real'"]),
         ("train --iterations 0", ["got 0", "1 or more"]),
+        ("train --stop-rule luck", ["'luck'", "'real' or 'novelty'"]),
         ("train --until lunch", ["'lunch'", "simulator"]),
         ("train --device toaster", ["'toaster'", "expected cpu"]),
         ("train --device cuda:99", ["'cuda:99'", "expected cpu", "--device cpu"]),
@@ -548,6 +552,26 @@ def test_run_folder(debug_run):
         assert step["iteration"] == probe["iteration"]
         assert step["real"] == np.mean(probe["real"])
         assert step["imagined"] == np.mean(probe["imagined"])
+
+
+def test_novelty_stops_without_real_episodes(debug_run, tmp_path):
+    """The same run, its LOOP played again under the other stop rule: the ledger of rl has no real
+    episode, and the report shows dreams only."""
+    folder = tmp_path / "novelty"
+    shutil.copytree(debug_run.folder, folder)
+    config = replace(runs.Run.open(folder).config, stop_rule="novelty")
+    (folder / "config.json").write_text(runs.config_to_json(config))
+    run = runs.Run.open(folder)
+    for stage in ("rl", "evaluate"):
+        del run.stages[stage]
+    train.train(run, lambda line: None, lambda *step: None, until="rl")
+    stage = run.stages["rl"]
+    assert stage["ledger"]["gauge_episodes"] == 0 and stage["ledger"]["imagined_frames"] > 0
+    assert [probe["iteration"] for probe in stage["probes"]][:2] == [0, 1]
+    assert all("real" not in probe and len(probe["novel"]) > 0 for probe in stage["probes"])
+    assert stage["kept"] in {probe["iteration"] for probe in stage["probes"]}
+    text = report.write_report(run).read_text()
+    assert "novel decisions" in text and "hallucinated" not in text
 
 
 def test_output_is_a_line_per_stage_and_iteration(debug_run):
