@@ -185,7 +185,7 @@ def _rl(run: Run) -> list[str]:
 def _gauge(run: Run) -> list[str]:
     stage = run.stages.get("rl", {})
     probes = stage.get("probes")
-    if not probes:
+    if not probes or "novel" not in probes[0]:  # no gauge, or a run of an earlier version
         return []
     real = "real" in probes[0]  # the stop rule "novelty" plays no real episodes
     header = ["iterations", "novel decisions", "imagined success"]
