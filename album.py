@@ -58,7 +58,7 @@ class Album(nn.Module):
         frames = [frame for e in episodes for frame in e.image]
         firsts = torch.from_numpy(np.stack([e.image[0] for e in episodes])).movedim(-1, 1)
         scenes = thumbnail(firsts.float() / 255 - 0.5)
-        places = states * np.array(WEIGHT, np.float32)
+        places = weighed(states)
         chosen, distance = [0], ((places - places[0]) ** 2).sum(1)
         while len(chosen) < min(len(self.frames), len(places)):
             chosen.append(int(distance.argmax()))
@@ -88,6 +88,11 @@ class Album(nn.Module):
             distance = distance + NOWHERE * (owner[:, None] == self.owners)
         page = distance.argmin(1)
         return self.frames[page], self.states[page]
+
+
+def weighed(states: np.ndarray) -> np.ndarray:
+    """States (..., S) float32, so scaled by WEIGHT that differences are distances in metres."""
+    return states * np.array(WEIGHT, np.float32)
 
 
 def thumbnail(image: torch.Tensor) -> torch.Tensor:

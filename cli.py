@@ -253,9 +253,10 @@ def train_command(
     ] = None,
     until: Annotated[str | None, typer.Option(help="The last stage to run.")] = None,
 ) -> None:
-    """Train: demos, sft, explore, simulator, reflector, rl, evaluate. Run again to resume.
+    """Train: demos, sft, explore, filtered_bc, simulator, reflector, rl, evaluate.
 
-    Options that are left out come from the preset. Finished stages are skipped.
+    Options that are left out come from the preset. Run again to resume: finished stages are
+    skipped.
     """
     import render
     import report

@@ -136,10 +136,9 @@ def parted(best: dict, now: dict) -> bool:
 
     below it a paired difference falls by chance one time in twenty.
     """
-    difference = np.subtract(now["real"], best["real"])
-    error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    gain, error = _paired_gain(best, now)
     promised = np.mean(now["imagined"]) >= np.mean(best["imagined"])
-    return bool(promised and difference.mean() < -1.64 * error)
+    return bool(promised and gain < -1.64 * error)
 
 
 def shown(first: dict, now: dict) -> bool:
@@ -149,9 +148,16 @@ def shown(first: dict, now: dict) -> bool:
 
     above it a difference that is none rises by chance one time in ten.
     """
-    difference = np.subtract(now["real"], first["real"])
+    gain, error = _paired_gain(first, now)
+    return bool(gain > 1.28 * error)
+
+
+def _paired_gain(before: dict, now: dict) -> tuple[float, float]:
+    """mean(d) of d_i = real_now_i - real_before_i over the n starts, and std(d) / sqrt(n) (0 where
+    there is one start)."""
+    difference = np.subtract(now["real"], before["real"])
     error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return bool(difference.mean() > 1.28 * error)
+    return float(difference.mean()), float(error)
 
 
 def kept(probes: list[dict]) -> int:

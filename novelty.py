@@ -25,7 +25,7 @@ import copy
 import numpy as np
 from scipy.spatial import cKDTree
 
-from album import WEIGHT
+from album import weighed
 from demos import Episode, play
 from tasks import EnvConfig
 from worldenv import WorldEnv, start_frames
@@ -41,7 +41,7 @@ class Novelty:
     def __init__(self, recorded: list[Episode], held_out: list[Episode]):
         tasks = {episode.task for episode in recorded}
         self.trees = {
-            task: cKDTree(np.concatenate([_places(e) for e in recorded if e.task == task]))
+            task: cKDTree(np.concatenate([weighed(e.state) for e in recorded if e.task == task]))
             for task in tasks
         }
         distances = {task: [] for task in tasks}
@@ -56,16 +56,11 @@ class Novelty:
 
     def distances(self, episode: Episode) -> np.ndarray:
         """Metres from every state after the first (T,) to the nearest recorded one of its task."""
-        return self.trees[episode.task].query(_places(episode)[1:])[0]
+        return self.trees[episode.task].query(weighed(episode.state[1:]))[0]
 
     def share(self, episode: Episode) -> float:
         """The share of an episode's decisions, real or dreamt, that lead to a novel state."""
         return float((self.distances(episode) > self.limits[episode.task]).mean())
-
-
-def _places(episode: Episode) -> np.ndarray:
-    """States (T+1, S), the gripper's opening weighed as in the album."""
-    return episode.state * np.array(WEIGHT, np.float32)
 
 
 def strayed(first: dict, now: dict) -> bool:
