@@ -11,6 +11,11 @@ lag. It is trained on whole episodes *open loop*, from the first state and the a
 that is how a dream uses it. A law fitted to single decisions is 6 mm off after one of them, but
 54 mm at the end of an episode, more than the size of the things that the hand should meet.
 
+What the network smooths over is contact: a hand that pushes creeps by a millimetre a decision until
+the thing gives way, and open loop the likeliest single answer is that it stays. A forest of
+regression trees therefore adds what the network was off by at the recorded moment most like this
+one. Trees do not extrapolate: a hand that has pulled harder than any recorded one lets go.
+
 # DEVIATION: forward kinematics is learned instead of taken from a robot model; because Meta-World
 #   moves the hand by a mocap weld, whose lag no URDF describes.
 
@@ -31,6 +36,8 @@ WORKSPACE_LOW, WORKSPACE_HIGH = (-0.5, 0.4, 0.05), (0.5, 1.0, 0.5)
 MOTION_DIM = STATE_DIM + 3  # the state one decision earlier, and the target's x, y, z
 WIDTH = 192  # of the two hidden layers
 UNIT = (0.02, 0.02, 0.02, 0.1)  # a decision changes position (metres) and gripper by about this
+CONTACT_DIM = STATE_DIM + STATE_DIM + 3 + 3  # what the forest reads: `contact_features`
+TREES = 50
 
 
 def motion_at_rest(state: torch.Tensor) -> torch.Tensor:
@@ -60,10 +67,30 @@ def motion_before(episode, t: int) -> np.ndarray:
     return motion[0].numpy()
 
 
-class Kinematics(nn.Module):
-    """`loss, metrics = kinematics(batch)` trains it; `next_state` imagines."""
+def contact_features(
+    state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor
+) -> torch.Tensor:
+    """s_t (B, S), m_t (B, S+3), chunk (B, K, A) -> (B, 14): where the hand is, how it moved, and
+    how far it is pulled before and after the chunk.
 
-    def __init__(self, chunk: int):
+    s_t,  s_t - s_{t-1},  g_t - s_t,  g_{t+1} - s_t
+    """
+    place, before = state[:, :3], motion[:, :STATE_DIM]
+    pull = motion[:, STATE_DIM:] - place
+    pull_after = next_motion(state, motion, action)[:, STATE_DIM:] - place
+    return torch.cat([state, state - before, pull, pull_after], dim=1)
+
+
+class Kinematics(nn.Module):
+    """`loss, metrics = kinematics(batch)` trains the network, `remember` the forest;
+    `next_state` imagines with both.
+
+    A forest is not a tensor, but what it is grown from is: a checkpoint holds the recorded moments,
+    and the same forest is grown again from them when it is first needed.
+    """
+
+    def __init__(self, chunk: int, moments: int = 20_000):
+        """moments: how many recorded decisions the forest is grown from at most."""
         super().__init__()
         inputs = STATE_DIM + MOTION_DIM + chunk * ACTION_DIM
         self.network = nn.Sequential(
@@ -77,6 +104,10 @@ class Kinematics(nn.Module):
         self.register_buffer("middle", torch.zeros(STATE_DIM))
         self.register_buffer("low", torch.full((STATE_DIM,), -2.0))
         self.register_buffer("high", torch.full((STATE_DIM,), 2.0))
+        # Rows of features and what the network was off by; of the rows the first `recorded` count.
+        self.register_buffer("moments", torch.zeros(moments, CONTACT_DIM + STATE_DIM))
+        self.register_buffer("recorded", torch.zeros((), dtype=torch.int64))
+        self._forest = None
 
     def set_range(self, states: np.ndarray) -> None:
         """states: (N, S) that were ever seen; next states are kept inside their range."""
@@ -89,7 +120,21 @@ class Kinematics(nn.Module):
     ) -> torch.Tensor:
         """s_t (B, S), m_t (B, S+3) and chunk (B, K, A) -> s_{t+1} (B, S).
 
-        s_{t+1} = clip(s_t + unit * (W z + f(z))),
+        s_{t+1} = clip(network(s_t, m_t, a_t) + unit * forest(contact features))
+        """
+        following = self.smooth(state, motion, action)
+        if self.recorded > 0:
+            features = contact_features(state, motion, action).cpu().numpy()
+            off = torch.from_numpy(self._grown().predict(features)).to(state)
+            following = following + self.unit * off
+        return torch.minimum(torch.maximum(following, self.low), self.high)
+
+    def smooth(
+        self, state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor
+    ) -> torch.Tensor:
+        """What the network alone says, as `next_state`.
+
+        s_{t+1} = s_t + unit * (W z + f(z)),
         z = (s_t - middle) / 5 unit, (s_t - s_{t-1}) / unit, (g_t - s_t) / unit, a_t
         """
         previous, target = motion[:, :STATE_DIM], motion[:, STATE_DIM:]
@@ -105,11 +150,50 @@ class Kinematics(nn.Module):
         following = state + self.unit * (self.linear(z) + self.network(z))
         return torch.minimum(torch.maximum(following, self.low), self.high)
 
+    @torch.no_grad()
+    def remember(self, episodes, seed: int = 0) -> None:
+        """Grow the forest from the episodes' decisions (`demos.Episode`), once the network is
+        trained:
+
+        forest: contact features of (s_t, m_t, a_t) -> (s_{t+1} - network(s_t, m_t, a_t)) / unit
+        """
+        device = self.moments.device
+        rows = []
+        for episode in episodes:
+            states, actions = (
+                torch.from_numpy(x).to(device) for x in (episode.state, episode.action)
+            )
+            motions = [motion_at_rest(states[:1])]
+            for t in range(len(episode) - 1):
+                motions.append(next_motion(states[t : t + 1], motions[-1], actions[t : t + 1]))
+            now = states[:-1], torch.cat(motions), actions
+            off = (states[1:] - self.smooth(*now)) / self.unit
+            rows.append(torch.cat([contact_features(*now), off], dim=1))
+        rows = torch.cat(rows)
+        if len(rows) > len(self.moments):
+            order = np.random.default_rng(seed).permutation(len(rows))[: len(self.moments)]
+            rows = rows[torch.from_numpy(order).to(device)]
+        self.moments.zero_()
+        self.moments[: len(rows)] = rows
+        self.recorded.fill_(len(rows))
+        self._forest = None
+
+    def _grown(self):
+        """The forest, grown when it is first asked; the same one from the same moments."""
+        from sklearn.ensemble import ExtraTreesRegressor
+
+        if self._forest is None:
+            rows = self.moments[: int(self.recorded)].cpu().numpy()
+            self._forest = ExtraTreesRegressor(TREES, random_state=0)
+            self._forest.fit(rows[:, :CONTACT_DIM], rows[:, CONTACT_DIM:])
+        return self._forest
+
     def open_loop(self, first: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """First states (B, S) and all chunks (B, T, K, A) -> the states that follow, (B, T, S)."""
+        """First states (B, S) and all chunks (B, T, K, A) -> the states that follow, (B, T, S), by
+        the network alone."""
         state, motion, path = first, motion_at_rest(first), []
         for t in range(action.shape[1]):
-            following = self.next_state(state, motion, action[:, t])
+            following = self.smooth(state, motion, action[:, t])
             motion = next_motion(state, motion, action[:, t])
             state = following
             path.append(state)

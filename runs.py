@@ -50,7 +50,7 @@ class RunConfig:
     exploration: int = 80  # exploration episodes per task; real interactions, counted in the ledger
     exploration_noise: float = 1.5  # times the policy's Laplace scale
     extra_data: bool = True  # simulator and reflector learn from exploration too [paper's ablation]
-    rounds: int = 1  # explore, simulator, reflector, rl; again with the post-trained policy
+    rounds: int = 1  # how often explore ... rl are done; again with the post-trained policy
     round_exploration: int = 20  # exploration episodes per task of a round after the first
     test_starts: int = 50  # test starts per task in the evaluation stage
     rl_env: str = "dream"  # RL in the "dream" (the method) or "real" (the simulator-LOOP baseline)
@@ -61,11 +61,11 @@ class RunConfig:
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     simulator_fit: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=800, batch=16, learning_rate=8e-4, ema=0.99, bf16=True
+            steps=1100, batch=16, learning_rate=8e-4, ema=0.99, bf16=True
         )
     )
     kinematics_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=1200, learning_rate=3e-3, weight_decay=1e-3)
+        default_factory=lambda: FitConfig(steps=2000, learning_rate=3e-3, weight_decay=1e-3)
     )
     own_rollouts_after: float = 0.2  # share of the simulator's steps before its first own rollouts
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)

@@ -11,9 +11,8 @@ each reads what the earlier ones left in the run folder and leaves its own.
     7 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
     8 evaluate   real success on test starts: the three policies, three terminations
 
-With `--rounds 2` or more, 3, 5, 6 and 7 come again before 8: the post-trained policy collects a
-counted number of new episodes, simulator and reflector go on learning from all of them, and so does
-LOOP.
+With `--rounds 2` or more, 3 to 7 come again before 8: the post-trained policy collects a counted
+number of new episodes, and imitation, simulator, reflector and LOOP go on with all of them.
 
 # DEVIATION: the paper's RL begins at the SFT policy; here at filtered BC, with the same real
 #   episodes; because they are paid for, and what LOOP adds to it is then what the dream is worth.
@@ -59,7 +58,7 @@ from worldenv import WorldEnv, start_frames
 STAGES = (
     "demos", "sft", "explore", "filtered_bc", "simulator", "reflector", "rl", "evaluate",
 )  # fmt: skip
-ROUND = ("explore", "simulator", "reflector", "rl")  # what `--rounds` repeats
+ROUND = ("explore", "filtered_bc", "simulator", "reflector", "rl")  # what `--rounds` repeats
 OWN_ROLLOUTS = 16  # dreams that are added at a time while the simulator trains
 DECISIONS_AFTER_SUCCESS = 3  # decisions, so that the reflector sees frames after success
 
@@ -104,12 +103,12 @@ def train(
 def stages_of(config: RunConfig) -> tuple[str, ...]:
     """The stages of a run, in order. RL in the real simulator (the baseline) needs no exploration,
     simulator or reflector; without extra data nothing is imitated but demonstrations; rounds from
-    the second on repeat the four of ROUND: explore_2, ..."""
+    the second on repeat those of ROUND: explore_2, ..."""
     if config.rl_env == "real":
         return ("demos", "sft", "rl", "evaluate")
-    first = [name for name in STAGES[:-1] if config.extra_data or name != "filtered_bc"]
     more = [f"{name}_{number}" for number in range(2, config.rounds + 1) for name in ROUND]
-    return (*first, *more, STAGES[-1])
+    names = (*STAGES[:-1], *more, STAGES[-1])
+    return tuple(n for n in names if config.extra_data or round_of(n)[0] != "filtered_bc")
 
 
 def round_of(name: str) -> tuple[str, int]:
@@ -160,10 +159,10 @@ def sources(run: Run) -> tuple[list[Episode], list[Episode], Camera]:
     return by_source["expert"], by_source["exploration"], camera
 
 
-def held_out(episodes: list[Episode]) -> tuple[list[Episode], list[Episode]]:
-    """Every eighth exploration episode is kept from training,
-    to measure simulator and reflector: (training, held out)."""
-    return [e for i, e in enumerate(episodes) if i % 8], episodes[::8]
+def held_out(episodes: list[Episode], every: int = 8) -> tuple[list[Episode], list[Episode]]:
+    """Every eighth exploration episode is kept from training, to measure simulator and reflector;
+    of the others every fourth, to calibrate the reflector: (training, held out)."""
+    return [e for i, e in enumerate(episodes) if i % every], episodes[::every]
 
 
 def stage_demos(run: Run, real: RealWorkers, progress) -> dict:
@@ -236,18 +235,25 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
     }
 
 
-def stage_filtered_bc(run: Run, real: RealWorkers, progress) -> dict:
-    """SFT goes on with the demonstrations and the exploration episodes that succeeded, each up to
-    its success; leaves the checkpoint "filtered_bc"."""
+def stage_filtered_bc(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
+    """SFT (in later rounds the post-trained policy) goes on with the demonstrations and the
+    exploration episodes that succeeded, each up to its success; leaves the checkpoint "filtered_bc"
+    (filtered_bc_2, ...)."""
     config = run.config
     demonstrations, exploration, _ = sources(run)
     good = [episode for episode in exploration if episode.succeeded]
-    policy, settings = run.policy("sft"), config.filtered_bc
-    sample = imitation_batches(demonstrations + good, settings.batch, config.seed + 500)
+    policy = run.policy("sft" if number == 1 else "policy")
+    settings = config.filtered_bc
+    sample = imitation_batches(demonstrations + good, settings.batch, config.seed + 499 + number)
     result = fit(policy, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
-    save_part(run.checkpoint("filtered_bc"), policy, asdict(config.policy))
+    save_part(run.checkpoint(_imitated(number)), policy, asdict(config.policy))
     line = f"{len(demonstrations)} demonstrations and {len(good)} successes imitated, "
     return {"line": line + f"L1 error {result['l1']:.3f}", "successes": len(good), **result}
+
+
+def _imitated(number: int) -> str:
+    """The checkpoint that filtered BC leaves in a round: what is evaluated is that of the first."""
+    return "filtered_bc" if number == 1 else f"filtered_bc_{number}"
 
 
 def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
@@ -292,11 +298,13 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
 def learn_kinematics(
     config: RunConfig, simulator: Simulator, episodes: list[Episode], number: int, progress
 ) -> None:
-    """Trains the simulator's kinematics on whole episodes (in later rounds it goes on)."""
+    """Trains the simulator's kinematics on whole episodes (in later rounds it goes on), then lets
+    it remember where it was wrong."""
     settings = config.kinematics_fit if number == 1 else _refresh(config.kinematics_fit)
     simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
     sample = episode_batches(episodes, settings.batch, config.seed)
     fit(simulator.kinematics, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
+    simulator.kinematics.remember(episodes)
 
 
 def _refresh(fit: FitConfig) -> FitConfig:
@@ -340,7 +348,7 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     config = run.config
     demonstrations, exploration, camera = sources(run)
     training, kept = held_out(exploration)
-    fitted, calibration = held_out(training) if config.extra_data else ([], demonstrations)
+    fitted, calibration = held_out(training, 4) if config.extra_data else ([], demonstrations)
     if number == 1:
         reflector, settings = Reflector(config.reflector), config.reflector_fit
         reflector.hand.look_through(camera)
@@ -369,11 +377,13 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
 
 
 def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
-    """LOOP from filtered BC (SFT without it, the post-trained policy in later rounds), in the dream
-    or in reality; leaves the checkpoint "policy"."""
+    """LOOP from filtered BC of the same round (without it from SFT, in later rounds from the
+    post-trained policy), in the dream or in reality; leaves the checkpoint "policy"."""
     config = run.config
-    begin = "filtered_bc" if "filtered_bc" in run.stages else "sft"
-    policy = run.policy(begin if number == 1 else "policy")
+    begin = _imitated(number)
+    if begin not in run.stages:
+        begin = "sft" if number == 1 else "policy"
+    policy = run.policy(begin)
     gauge = None
     if config.rl_env == "real":
         env, draw = real.open(), _real_starts(config)

@@ -698,3 +698,14 @@ def test_a_stage_name_tells_its_round():
     """Only a number at the end is one."""
     assert train.round_of("filtered_bc") == ("filtered_bc", 1)
     assert train.round_of("explore") == ("explore", 1) and train.round_of("rl_2") == ("rl", 2)
+
+
+def test_a_round_repeats_all_from_exploration_on():
+    """Filtered BC too, for it is what the round's LOOP begins with; without extra data there is
+    none to repeat."""
+    two = train.stages_of(replace(DEBUG, rounds=2))
+    again = ("explore_2", "filtered_bc_2", "simulator_2", "reflector_2", "rl_2")
+    assert two == (*train.STAGES[:-1], *again, "evaluate")
+    alone = train.stages_of(replace(DEBUG, rounds=2, extra_data=False))
+    assert not [name for name in alone if "filtered_bc" in name] and len(alone) == len(two) - 2
+    assert train._imitated(1) == "filtered_bc" and train._imitated(2) == "filtered_bc_2"

@@ -7,9 +7,11 @@ import torch
 from demos import Episode
 from fit import FitConfig, fit
 from kinematics import (
+    CONTACT_DIM,
     MOTION_DIM,
     WORKSPACE_HIGH,
     Kinematics,
+    contact_features,
     episode_batches,
     motion_at_rest,
     motion_before,
@@ -124,3 +126,98 @@ def test_the_target_is_metaworlds_own():
             assert np.allclose(gap, offset, atol=1e-4)
     finally:
         env.close()
+
+
+# ----------------------------------------------------------------------------------------- contact
+
+
+def stuck_episodes(count: int, seed: int = 0) -> list[Episode]:
+    """Something is in the way: the hand stays while it is pulled by less than 8 cm, whatever the
+    step, and then leaps halfway to its target."""
+    rng = np.random.default_rng(seed)
+    episodes = []
+    for _ in range(count):
+        action = np.zeros((8, CHUNK, ACTION_DIM), np.float32)
+        action[:, :, 0] = rng.uniform(0.3, 0.7)
+        state = np.tile(np.float32([0.0, 0.6, 0.2, 1.0]), (9, 1))
+        for t in range(8):
+            target = 0.01 * action[: t + 1, :, 0].sum()
+            pull = target - state[t, 0]
+            state[t + 1, 0] = state[t, 0] + (pull / 2 if pull > 0.08 else 0)
+        image, success = np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9, np.uint8)
+        episodes.append(Episode(image, state, action, success, "reach", "", 0, "expert"))
+    return episodes
+
+
+def open_loop_path(kinematics: Kinematics, episode: Episode) -> np.ndarray:
+    """The hand's x after every decision, by network and forest, from the start and the actions."""
+    state, path = torch.from_numpy(episode.state[:1]), []
+    motion = motion_at_rest(state)
+    for t in range(len(episode)):
+        action = torch.from_numpy(episode.action[t : t + 1])
+        following = kinematics.next_state(state, motion, action)
+        motion, state = next_motion(state, motion, action), following
+        path.append(float(state[0, 0]))
+    return np.array(path)
+
+
+@torch.no_grad()
+def test_the_forest_lets_a_stuck_hand_go():
+    """An untrained network knows nothing of it; the forest holds the hand and lets it go within a
+    decision of the true one, on other episodes, and at pulls beyond all recorded ones too."""
+    torch.manual_seed(0)
+    episodes = stuck_episodes(60)
+    kinematics = Kinematics(CHUNK)
+    kinematics.set_range(np.concatenate([e.state for e in episodes]))
+    kinematics.remember(episodes)
+    for other in stuck_episodes(10, seed=1):
+        true, found = other.state[1:, 0], open_loop_path(kinematics, other)
+        let_go = [int(np.argmax(path > 0.02)) for path in (true, found)]
+        assert found[: let_go[1]].max() < 0.01 and abs(let_go[0] - let_go[1]) <= 1
+    hard = torch.zeros(1, CHUNK, ACTION_DIM)
+    hard[:, :, 0] = 1.0
+    state = torch.tensor([[0.0, 0.6, 0.2, 1.0]])
+    motion = motion_at_rest(state)
+    motion[:, STATE_DIM] = 0.4  # pulled by 40 cm; at most some 10 were recorded
+    assert float(kinematics.next_state(state, motion, hard)[0, 0]) > 0.03
+
+
+@torch.no_grad()
+def test_a_checkpoint_brings_the_forest_along():
+    """State dict to state dict: the same next states, without the episodes."""
+    torch.manual_seed(0)
+    kinematics, other = Kinematics(CHUNK), Kinematics(CHUNK)
+    kinematics.remember(stuck_episodes(5))
+    other.load_state_dict(kinematics.state_dict())
+    state = torch.rand(4, STATE_DIM)
+    now = state, motion_at_rest(state), torch.rand(4, CHUNK, ACTION_DIM)
+    assert torch.equal(kinematics.next_state(*now), other.next_state(*now))
+    assert not torch.equal(kinematics.next_state(*now), kinematics.smooth(*now))
+
+
+@torch.no_grad()
+def test_what_the_forest_is_grown_from():
+    """Features and what the network was off by, row for row; at most as many as there is room for,
+    drawn by seed; without any the network stands alone."""
+    episodes = lagging_episodes(3)
+    kinematics = Kinematics(CHUNK, moments=64)
+    now = torch.rand(2, STATE_DIM), torch.rand(2, MOTION_DIM), torch.rand(2, CHUNK, ACTION_DIM)
+    assert torch.equal(kinematics.next_state(*now), kinematics.smooth(*now))
+    kinematics.remember(episodes)
+    assert int(kinematics.recorded) == sum(len(e) for e in episodes)
+    e, t = episodes[0], 2
+    row = kinematics.moments[t]
+    then = (torch.from_numpy(x)[None] for x in (e.state[t], motion_before(e, t), e.action[t]))
+    then = tuple(then)
+    assert contact_features(*then).shape == (1, CONTACT_DIM)
+    assert torch.allclose(row[:CONTACT_DIM], contact_features(*then)[0], atol=1e-6)
+    off = (torch.from_numpy(e.state[t + 1]) - kinematics.smooth(*then)[0]) / kinematics.unit
+    assert torch.allclose(row[CONTACT_DIM:], off, atol=1e-4)
+    few = [Kinematics(CHUNK, moments=4) for _ in range(3)]
+    for part, seed in zip(few, (0, 0, 1), strict=True):
+        part.load_state_dict({k: v for k, v in kinematics.state_dict().items() if k != "moments"},
+                             strict=False)  # fmt: skip
+        part.remember(episodes, seed)
+        assert int(part.recorded) == 4
+    assert torch.equal(few[0].moments, few[1].moments)
+    assert not torch.equal(few[0].moments, few[2].moments)
