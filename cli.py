@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 # First, because it tells in one line where typer or rich are missing.
-from terminal import HERE, OneLineErrors, StageDisplay, check_output, new_files, take_back  # isort: skip
+from terminal import HERE, OneLineErrors, StageDisplay, check_new, check_output, new_files  # isort: skip
+from terminal import print_statistics, take_back  # isort: skip
 import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from demos import Episode
-    from runs import Run, RunConfig
+    from runs import RunConfig
 
 # What has to be free on the disk. A run: 50 in the cpu preset, 200 in the gpu preset, and episodes.
 CHECKPOINTS_MB = 250
@@ -142,8 +142,7 @@ def demos_collect(
     check_demos(demos)
     in_range("--seed", seed, 0, 99, " (each owns its own start states)")
     config = EnvConfig(size=size, chunk=chunk, horizon=horizon)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: not empty; expected a new folder; choose another or delete it")
+    check_new(folder)
     with new_files(folder, episodes_mb(len(names) * demos, config)) as temporary:
         env = VecRealEnv(min(demos, 16), config)
         try:
@@ -212,17 +211,6 @@ def demos_inspect(
         demos.write_film(temporary / f"film.{film}", report.side_by_side(films))
     print_statistics(demos.statistics(episodes))
     print(f"{out / 'contact_sheet.png'}\n{out / f'film.{film}'}")
-
-
-def print_statistics(rows: dict) -> None:
-    """demos.statistics as a table."""
-    from rich.table import Table
-
-    columns = [name.replace("_", " ") for name in next(iter(rows.values()))]
-    table = Table("task / source", *columns)
-    for name, row in rows.items():
-        table.add_row(name, *(str(value) for value in row.values()))
-    Console().print(table)
 
 
 # -------------------------------------------------------------------------------------------- train
@@ -378,57 +366,17 @@ def imagine_command(
     out = out or run.folder / "imagine"
     name = f"{task}_{actions}_{seed}"
     with new_files(out, PICTURES_MB) as temporary:
-        episode, dream, curves = real_and_dream(run, simulator, reflector, policy, task, seed)
+        episode, dream, curves = report.real_and_dream(
+            run, simulator, reflector, policy, task, seed
+        )
         eta = float(reflector.threshold)
         demos.write_film(temporary / f"{name}.gif", report.side_by_side([episode.image, dream]))
         demos.write_png(temporary / f"{name}.png", report.strip([episode.image, dream]))
         chart = report.reward_curves(curves, eta, episode.first_success)
         demos.write_atomically(temporary / f"{name}_reward.png", chart)
-    print(imagine_numbers(episode, dream, curves, eta))
+    print(report.imagine_numbers(episode, dream, curves, eta))
     for ending in (".gif", ".png", "_reward.png"):
         print(out / f"{name}{ending}")
-
-
-def real_and_dream(run: Run, simulator, reflector, policy, task: str, seed: int):
-    """(the real episode, the dream's frames (T+1, H, W, 3), {"real", "dream"}: R (T,) of each).
-
-    policy: None lets the scripted expert act. The real episode goes on for two decisions after its
-    first success, so that the curve shows what the reflector says then.
-    """
-    from demos import play
-    from dreams import dream_along
-    from evaluate import test_starts
-    from reflector import judge_episodes
-    from tasks import VecRealEnv
-    from worldenv import WorldEnv, start_frames
-
-    starts = test_starts((task,), 1, "dev", seed)
-    env = VecRealEnv(1, run.config.env)
-    try:
-        (episode,) = play(env, starts, policy and policy.act, "evaluation", after_success=2)
-    finally:
-        env.close()
-    world = WorldEnv(
-        simulator, reflector, start_frames([episode]), 1, run.config.env, run.config.seed
-    )
-    (dream,) = dream_along(world, [episode])
-    real_curve, dream_curve = judge_episodes(reflector, [episode, dream])
-    return episode, dream.image, {"real": real_curve, "dream": dream_curve}
-
-
-def imagine_numbers(episode: Episode, dream, curves: dict, eta: float) -> str:
-    """What the pictures show, in two lines."""
-    from evaluate import psnr
-
-    length = len(episode)
-    depths = {"1": 1, "5": min(5, length), f"{length} (last)": length}
-    decibels = ", ".join(
-        f"{psnr(episode.image[t], dream[t]):.1f} dB after {name}" for name, t in depths.items()
-    )
-    stops = [t + 1 for t, value in enumerate(curves["dream"]) if value > eta]
-    real = f"success at decision {episode.first_success}" if episode.succeeded else "no success"
-    imagined = f"success at decision {stops[0]}" if stops else "no success"
-    return f"PSNR {decibels}\nreal: {real}; dream (reflector above {eta:.2f}): {imagined}"
 
 
 @app.command("evaluate")
