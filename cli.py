@@ -1,7 +1,8 @@
 """The command line: `python cli.py --help`.
 
     doctor                       what works on this machine, and what to do about the rest
-    demos collect|load|inspect   episodes on disk: record, check, look at
+    demos collect|load|inspect|export
+                                 episodes on disk: record, check or convert, look at, hand on
     train                        the whole method, stage by stage (train.py), into a run folder
     imagine                      a dream beside the real rollout of the same actions
     evaluate                     real success with intervals
@@ -51,7 +52,7 @@ def about() -> None:
 
 @demos_app.callback()
 def about_demos() -> None:
-    """Episodes on disk: collect with the scripted expert, check a folder, look at it."""
+    """Episodes on disk: collect with the scripted expert, check, convert, look at, export."""
 
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -160,33 +161,89 @@ def episodes_mb(episodes: int, env) -> float:
 
 @demos_app.command("load")
 def demos_load(
-    folder: Annotated[Path, typer.Argument(help="A folder of episodes.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Our episodes; with --out: HDF5 file(s) or a LeRobot folder.")
+    ],
     tasks: Annotated[str, typer.Option(help="Accept only these tasks.")] = "",
-    size: Annotated[int | None, typer.Option(help="Expect this image size.")] = None,
-    chunk: Annotated[int | None, typer.Option(help="Expect this many steps per decision.")] = None,
+    size: Annotated[int | None, typer.Option(help="Expect (--out: make) this image size.")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Likewise the steps per decision.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Convert into this new folder.")] = None,
+    recorded: Annotated[
+        str | None, typer.Option(help="before or after its action; HDF5: after, LeRobot: before.")
+    ] = None,
+    upside_down: Annotated[
+        bool | None,
+        typer.Option("--upside-down/--upright", help="HDF5: upside down, LeRobot: upright."),
+    ] = None,
+    mirrored: Annotated[
+        bool | None, typer.Option("--mirrored", help="Left and right are swapped: swap back.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Which camera of the source.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="Instead of the source's words.")] = None,
 ) -> None:
-    """Check a folder of episodes: one line, OK with its counts or what is wrong with it."""
-    episodes, config = read_episodes(folder, tasks, size, chunk)
+    """Check a folder of episodes: one line, OK with its counts or what is wrong with it.
+
+    With --out, first convert LIBERO's or robomimic's HDF5, or LeRobotDataset v3, to episodes.
+    """
+    import demos
+    import formats
+
+    how = {"recorded": recorded, "upside_down": upside_down, "mirrored": mirrored}
+    how |= {"image": image, "instruction": instruction}
+    given = [name for name, value in how.items() if value is not None]
+    if out is None and given:
+        raise ValueError(f"--{given[0].replace('_', '-')}: only for converting; add --out FOLDER")
+    if out is not None and tasks:
+        raise ValueError("--tasks: only for checking; expected without --out; leave it out")
+    if out is None:
+        episodes, about = read_episodes(folder, tasks, size, chunk)
+    else:
+        check_new(out)
+        episodes, about = formats.read(folder, size=size, chunk=chunk, **how)
+        with new_files(out, episodes_mb(len(episodes), about.env)) as temporary:
+            demos.save(temporary, episodes, about.env, about.camera, about.robot)
+            read_episodes(temporary)  # nothing is kept that this command would not accept
     names = sorted({episode.task for episode in episodes})
     successes = sum(episode.succeeded for episode in episodes)
     decisions = sum(len(episode) for episode in episodes)
     print(
         f"OK: {len(episodes)} episodes of {', '.join(names)}; {successes} succeed; "
-        f"{decisions} decisions of {config.chunk} steps; {config.size} px"
+        f"{decisions} decisions of {about.env.chunk} steps; {about.env.size} px"
     )
 
 
 def read_episodes(folder: Path, tasks: str = "", size: int | None = None, chunk: int | None = None):
-    """(episodes, EnvConfig) of a folder that holds what is expected of it."""
+    """(episodes, demos.Description) of a folder that holds what is expected of it."""
     import demos
     from tasks import check_tasks
 
-    episodes, config, _ = demos.load(folder, None, task_names(tasks) if tasks else None)
-    for name, got, want in (("size", config.size, size), ("chunk", config.chunk, chunk)):
+    episodes, *_ = demos.load(folder, None, task_names(tasks) if tasks else None)
+    about = demos.describe(folder)
+    for name, want in (("size", size), ("chunk", chunk)):
+        got = getattr(about.env, name)
         if want is not None and got != want:
             raise ValueError(f"{folder}: {name} is {got}; expected {want}; collect it anew")
-    check_tasks(sorted({episode.task for episode in episodes}))
-    return episodes, config
+    if about.robot == demos.ROBOT:
+        check_tasks(sorted({episode.task for episode in episodes}))
+    return episodes, about
+
+
+@demos_app.command("export")
+def demos_export(
+    folder: Annotated[Path, typer.Argument(help="A folder of episodes.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the LeRobotDataset v3.")],
+    fps: Annotated[int, typer.Option(help="Decisions per second; Meta-World: 80 / K.")] = 20,
+    video: Annotated[bool, typer.Option("--video", help="Films (mp4), not PNG images.")] = False,
+) -> None:
+    """Write a folder of episodes as a LeRobotDataset v3: a row per decision."""
+    import export
+
+    in_range("--fps", fps, 1, 1000)
+    check_new(out)
+    episodes, about = read_episodes(folder)
+    with new_files(out, episodes_mb(len(episodes), about.env)) as temporary:
+        export.export_lerobot(episodes, about, temporary, fps, video)
+    print(f"{len(episodes)} episodes as LeRobotDataset v3 in {out}")
 
 
 @demos_app.command("inspect")
@@ -361,7 +418,7 @@ def imagine_command(
     task = task_names(task)[0] if task else run.config.tasks[0]
     one_of("--task", task, run.config.tasks)
     reflector = run.reflector()
-    simulator = run.simulator(demos.load(run.episodes_folder)[2])
+    simulator = run.simulator(demos.load(run.episodes_folder, run.config.env)[2])
     policy = None if actions == "expert" else run.policy(actions)
     out = out or run.folder / "imagine"
     name = f"{task}_{actions}_{seed}"
