@@ -1,7 +1,8 @@
 """The command line: `python cli.py --help`.
 
     doctor                       what works on this machine, and what to do about the rest
-    demos collect|load|inspect   episodes on disk: record, check, look at
+    demos collect|load|inspect|export
+                                 episodes on disk: record, check or convert, look at, hand on
     train                        the whole method, stage by stage (train.py), into a run folder
     imagine                      a dream beside the real rollout of the same actions
     evaluate                     real success with intervals
@@ -25,13 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 # First, because it tells in one line where typer or rich are missing.
-from terminal import HERE, OneLineErrors, StageDisplay, check_output, new_files, take_back  # isort: skip
+from terminal import HERE, OneLineErrors, StageDisplay, check_new, check_output, new_files  # isort: skip
+from terminal import print_statistics, take_back  # isort: skip
 import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from demos import Episode
-    from runs import Run, RunConfig
+    from runs import RunConfig
 
 # What has to be free on the disk. A run: 50 in the cpu preset, 200 in the gpu preset, and episodes.
 CHECKPOINTS_MB = 250
@@ -51,7 +52,7 @@ def about() -> None:
 
 @demos_app.callback()
 def about_demos() -> None:
-    """Episodes on disk: collect with the scripted expert, check a folder, look at it."""
+    """Episodes on disk: collect with the scripted expert, check, convert, look at, export."""
 
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -142,8 +143,7 @@ def demos_collect(
     check_demos(demos)
     in_range("--seed", seed, 0, 99, " (each owns its own start states)")
     config = EnvConfig(size=size, chunk=chunk, horizon=horizon)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: not empty; expected a new folder; choose another or delete it")
+    check_new(folder)
     with new_files(folder, episodes_mb(len(names) * demos, config)) as temporary:
         env = VecRealEnv(min(demos, 16), config)
         try:
@@ -161,33 +161,89 @@ def episodes_mb(episodes: int, env) -> float:
 
 @demos_app.command("load")
 def demos_load(
-    folder: Annotated[Path, typer.Argument(help="A folder of episodes.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Our episodes; with --out: HDF5 file(s) or a LeRobot folder.")
+    ],
     tasks: Annotated[str, typer.Option(help="Accept only these tasks.")] = "",
-    size: Annotated[int | None, typer.Option(help="Expect this image size.")] = None,
-    chunk: Annotated[int | None, typer.Option(help="Expect this many steps per decision.")] = None,
+    size: Annotated[int | None, typer.Option(help="Expect (--out: make) this image size.")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Likewise the steps per decision.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Convert into this new folder.")] = None,
+    recorded: Annotated[
+        str | None, typer.Option(help="before or after its action; HDF5: after, LeRobot: before.")
+    ] = None,
+    upside_down: Annotated[
+        bool | None,
+        typer.Option("--upside-down/--upright", help="HDF5: upside down, LeRobot: upright."),
+    ] = None,
+    mirrored: Annotated[
+        bool | None, typer.Option("--mirrored", help="Left and right are swapped: swap back.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Which camera of the source.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="Instead of the source's words.")] = None,
 ) -> None:
-    """Check a folder of episodes: one line, OK with its counts or what is wrong with it."""
-    episodes, config = read_episodes(folder, tasks, size, chunk)
+    """Check a folder of episodes: one line, OK with its counts or what is wrong with it.
+
+    With --out, first convert LIBERO's or robomimic's HDF5, or LeRobotDataset v3, to episodes.
+    """
+    import demos
+    import formats
+
+    how = {"recorded": recorded, "upside_down": upside_down, "mirrored": mirrored}
+    how |= {"image": image, "instruction": instruction}
+    given = [name for name, value in how.items() if value is not None]
+    if out is None and given:
+        raise ValueError(f"--{given[0].replace('_', '-')}: only for converting; add --out FOLDER")
+    if out is not None and tasks:
+        raise ValueError("--tasks: only for checking; expected without --out; leave it out")
+    if out is None:
+        episodes, about = read_episodes(folder, tasks, size, chunk)
+    else:
+        check_new(out)
+        episodes, about = formats.read(folder, size=size, chunk=chunk, **how)
+        with new_files(out, episodes_mb(len(episodes), about.env)) as temporary:
+            demos.save(temporary, episodes, about.env, about.camera, about.robot)
+            read_episodes(temporary)  # nothing is kept that this command would not accept
     names = sorted({episode.task for episode in episodes})
     successes = sum(episode.succeeded for episode in episodes)
     decisions = sum(len(episode) for episode in episodes)
     print(
         f"OK: {len(episodes)} episodes of {', '.join(names)}; {successes} succeed; "
-        f"{decisions} decisions of {config.chunk} steps; {config.size} px"
+        f"{decisions} decisions of {about.env.chunk} steps; {about.env.size} px"
     )
 
 
 def read_episodes(folder: Path, tasks: str = "", size: int | None = None, chunk: int | None = None):
-    """(episodes, EnvConfig) of a folder that holds what is expected of it."""
+    """(episodes, demos.Description) of a folder that holds what is expected of it."""
     import demos
     from tasks import check_tasks
 
-    episodes, config, _ = demos.load(folder, None, task_names(tasks) if tasks else None)
-    for name, got, want in (("size", config.size, size), ("chunk", config.chunk, chunk)):
+    episodes, *_ = demos.load(folder, None, task_names(tasks) if tasks else None)
+    about = demos.describe(folder)
+    for name, want in (("size", size), ("chunk", chunk)):
+        got = getattr(about.env, name)
         if want is not None and got != want:
             raise ValueError(f"{folder}: {name} is {got}; expected {want}; collect it anew")
-    check_tasks(sorted({episode.task for episode in episodes}))
-    return episodes, config
+    if about.robot == demos.ROBOT:
+        check_tasks(sorted({episode.task for episode in episodes}))
+    return episodes, about
+
+
+@demos_app.command("export")
+def demos_export(
+    folder: Annotated[Path, typer.Argument(help="A folder of episodes.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the LeRobotDataset v3.")],
+    fps: Annotated[int, typer.Option(help="Decisions per second; Meta-World: 80 / K.")] = 20,
+    video: Annotated[bool, typer.Option("--video", help="Films (mp4), not PNG images.")] = False,
+) -> None:
+    """Write a folder of episodes as a LeRobotDataset v3: a row per decision."""
+    import export
+
+    in_range("--fps", fps, 1, 1000)
+    check_new(out)
+    episodes, about = read_episodes(folder)
+    with new_files(out, episodes_mb(len(episodes), about.env)) as temporary:
+        export.export_lerobot(episodes, about, temporary, fps, video)
+    print(f"{len(episodes)} episodes as LeRobotDataset v3 in {out}")
 
 
 @demos_app.command("inspect")
@@ -212,17 +268,6 @@ def demos_inspect(
         demos.write_film(temporary / f"film.{film}", report.side_by_side(films))
     print_statistics(demos.statistics(episodes))
     print(f"{out / 'contact_sheet.png'}\n{out / f'film.{film}'}")
-
-
-def print_statistics(rows: dict) -> None:
-    """demos.statistics as a table."""
-    from rich.table import Table
-
-    columns = [name.replace("_", " ") for name in next(iter(rows.values()))]
-    table = Table("task / source", *columns)
-    for name, row in rows.items():
-        table.add_row(name, *(str(value) for value in row.values()))
-    Console().print(table)
 
 
 # -------------------------------------------------------------------------------------------- train
@@ -373,62 +418,22 @@ def imagine_command(
     task = task_names(task)[0] if task else run.config.tasks[0]
     one_of("--task", task, run.config.tasks)
     reflector = run.reflector()
-    simulator = run.simulator(demos.load(run.episodes_folder)[2])
+    simulator = run.simulator(demos.load(run.episodes_folder, run.config.env)[2])
     policy = None if actions == "expert" else run.policy(actions)
     out = out or run.folder / "imagine"
     name = f"{task}_{actions}_{seed}"
     with new_files(out, PICTURES_MB) as temporary:
-        episode, dream, curves = real_and_dream(run, simulator, reflector, policy, task, seed)
+        episode, dream, curves = report.real_and_dream(
+            run, simulator, reflector, policy, task, seed
+        )
         eta = float(reflector.threshold)
         demos.write_film(temporary / f"{name}.gif", report.side_by_side([episode.image, dream]))
         demos.write_png(temporary / f"{name}.png", report.strip([episode.image, dream]))
         chart = report.reward_curves(curves, eta, episode.first_success)
         demos.write_atomically(temporary / f"{name}_reward.png", chart)
-    print(imagine_numbers(episode, dream, curves, eta))
+    print(report.imagine_numbers(episode, dream, curves, eta))
     for ending in (".gif", ".png", "_reward.png"):
         print(out / f"{name}{ending}")
-
-
-def real_and_dream(run: Run, simulator, reflector, policy, task: str, seed: int):
-    """(the real episode, the dream's frames (T+1, H, W, 3), {"real", "dream"}: R (T,) of each).
-
-    policy: None lets the scripted expert act. The real episode goes on for two decisions after its
-    first success, so that the curve shows what the reflector says then.
-    """
-    from demos import play
-    from dreams import dream_along
-    from evaluate import test_starts
-    from reflector import judge_episodes
-    from tasks import VecRealEnv
-    from worldenv import WorldEnv, start_frames
-
-    starts = test_starts((task,), 1, "dev", seed)
-    env = VecRealEnv(1, run.config.env)
-    try:
-        (episode,) = play(env, starts, policy and policy.act, "evaluation", after_success=2)
-    finally:
-        env.close()
-    world = WorldEnv(
-        simulator, reflector, start_frames([episode]), 1, run.config.env, run.config.seed
-    )
-    (dream,) = dream_along(world, [episode])
-    real_curve, dream_curve = judge_episodes(reflector, [episode, dream])
-    return episode, dream.image, {"real": real_curve, "dream": dream_curve}
-
-
-def imagine_numbers(episode: Episode, dream, curves: dict, eta: float) -> str:
-    """What the pictures show, in two lines."""
-    from evaluate import psnr
-
-    length = len(episode)
-    depths = {"1": 1, "5": min(5, length), f"{length} (last)": length}
-    decibels = ", ".join(
-        f"{psnr(episode.image[t], dream[t]):.1f} dB after {name}" for name, t in depths.items()
-    )
-    stops = [t + 1 for t, value in enumerate(curves["dream"]) if value > eta]
-    real = f"success at decision {episode.first_success}" if episode.succeeded else "no success"
-    imagined = f"success at decision {stops[0]}" if stops else "no success"
-    return f"PSNR {decibels}\nreal: {real}; dream (reflector above {eta:.2f}): {imagined}"
 
 
 @app.command("evaluate")

@@ -5,8 +5,8 @@ successes and failures of the SFT policy. Both are the same thing here, an `Epis
 in a folder:
 
     episodes/
-        dataset.json             format version, image size, K, horizon, camera,
-                                 meaning and units of every array
+        dataset.json             format version, image size, K, horizon, camera, robot and its
+                                 dimensions S and A, meaning and units of every array
         episode_00000.safetensors
         ...
 
@@ -14,8 +14,9 @@ One safetensors file per episode (no pickle anywhere: loading a stranger's folde
 holds, for T decisions,
 
     image    (T+1, H, W, 3) uint8     the frame before each decision, and the last one
-    state    (T+1, S)       float32   hand x, y, z in metres, gripper opening in [0, 1]
-    action   (T, K, A)      float32   the chunk as sent, in [-1, 1]
+    state    (T+1, S)       float32   Meta-World's hand (S = 4): x, y, z in metres, gripper
+                                      opening in [0, 1]; another robot's as it was recorded
+    action   (T, K, A)      float32   the chunk as sent, in [-1, 1]; A = 4 with Meta-World
     success  (T+1,)         uint8     1 where the true simulator calls the frame a success:
                                       the reflector's label y_t
 
@@ -28,7 +29,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from camera import Camera
 from tasks import ACTION_DIM, STATE_DIM, EnvConfig, Start, split_of
 
 FORMAT = 1
+ROBOT = "metaworld"  # the robot of tasks.py; folders that do not name theirs have this one
 SOURCES = ("expert", "exploration", "evaluation")
 
 
@@ -75,6 +77,17 @@ class Episode:
     @property
     def succeeded(self) -> bool:
         return self.first_success is not None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What dataset.json says of a folder: how it was recorded, and by which robot."""
+
+    env: EnvConfig
+    camera: Camera | None  # None where it is not known: episodes that came from elsewhere
+    robot: str = ROBOT
+    state_dim: int = STATE_DIM  # S
+    action_dim: int = ACTION_DIM  # A
 
 
 # ------------------------------------------------------------------------------------------ playing
@@ -195,28 +208,32 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save(folder: Path, episodes: list[Episode], config: EnvConfig, camera: Camera) -> None:
-    """Write episodes to `folder` (made if missing), numbered after those that are there already."""
+def save(
+    folder: Path,
+    episodes: list[Episode],
+    config: EnvConfig,
+    camera: Camera | None,
+    robot: str = ROBOT,
+) -> None:
+    """Write episodes to `folder` (made if missing), numbered after those that are there already.
+
+    S and A of another robot are those of its first episode."""
     from safetensors.numpy import save as to_bytes
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    description = {
-        "format": FORMAT,
-        "env": asdict(config),
-        "camera": asdict(camera),
-        "arrays": {
-            "image": "(T+1, H, W, 3) uint8, RGB, upright",
-            "state": "(T+1, 4) float32: hand x, y, z in metres (world frame), "
-            "gripper opening in [0, 1]",
-            "action": "(T, K, 4) float32 in [-1, 1]: hand target displacement "
-            "(1.0 = 1 cm per step), gripper (+1 closes)",
-            "success": "(T+1,) uint8: 1 where the true simulator calls the frame a success",
-        },
-    }
+    about = Description(config, camera, robot)
+    if robot != ROBOT:
+        dims = {
+            "state_dim": episodes[0].state.shape[-1],
+            "action_dim": episodes[0].action.shape[-1],
+        }
+        about = replace(about, **dims)
     if (folder / "dataset.json").exists():
-        _read_description(folder, config)
-    write_atomically(folder / "dataset.json", json.dumps(description, indent=1).encode())
+        there = _read_description(folder, config)
+        about = replace(there, env=config, camera=camera)
+    text = json.dumps(_described(about), indent=1)
+    write_atomically(folder / "dataset.json", text.encode())
     # After the highest number, not after the count:
     # a damaged episode may have been deleted in between.
     numbers = [path.stem.removeprefix("episode_") for path in folder.glob("episode_*.safetensors")]
@@ -231,19 +248,43 @@ def save(folder: Path, episodes: list[Episode], config: EnvConfig, camera: Camer
         )
 
 
+def _described(about: Description) -> dict:
+    """The content of dataset.json."""
+    state = "hand x, y, z in metres (world frame), gripper opening in [0, 1]"
+    action = "hand target displacement (1.0 = 1 cm per step), gripper (+1 closes)"
+    if about.robot != ROBOT:
+        state = action = "as the source has it"
+    return {
+        "format": FORMAT,
+        **asdict(about),
+        "arrays": {
+            "image": "(T+1, H, W, 3) uint8, RGB, upright",
+            "state": f"(T+1, {about.state_dim}) float32: {state}",
+            "action": f"(T, K, {about.action_dim}) float32 in [-1, 1]: {action}",
+            "success": "(T+1,) uint8: 1 where the true simulator calls the frame a success",
+        },
+    }
+
+
 _ARRAYS = {"image": np.uint8, "state": np.float32, "action": np.float32, "success": np.uint8}
 
 
-def _read_description(folder: Path, expected: EnvConfig | None) -> tuple[EnvConfig, Camera]:
+def describe(folder: Path) -> Description:
+    """What a folder says of its episodes; raises BadEpisodes where it is none or says nothing."""
+    return _read_description(Path(folder), None)
+
+
+def _read_description(folder: Path, expected: EnvConfig | None) -> Description:
     path = folder / "dataset.json"
     if not folder.is_dir():
         raise BadEpisodes(
-            f"{folder}: no such folder; collect one with: python cli.py demos collect {folder}"
+            f"{folder}: no such folder; collect one with: python cli.py demos collect {folder}; "
+            "data sets of others: python cli.py demos load SOURCE --out FOLDER"
         )
     if not path.is_file():
         raise BadEpisodes(
             f"{folder}: no dataset.json in it, so it is not a folder of episodes "
-            "(python cli.py demos collect)"
+            "(python cli.py demos collect; data sets of others: demos load SOURCE --out FOLDER)"
         )
     try:
         description = json.loads(path.read_text())
@@ -252,9 +293,12 @@ def _read_description(folder: Path, expected: EnvConfig | None) -> tuple[EnvConf
                 f"{path}: format {description['format']!r}, expected {FORMAT}; "
                 "collect the episodes anew"
             )
-        config = EnvConfig(**description["env"])
-        camera = Camera(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in description["camera"].items()}
+        about = Description(
+            env=EnvConfig(**description["env"]),
+            camera=camera_from(description["camera"]),
+            robot=str(description.get("robot", ROBOT)),
+            state_dim=int(description.get("state_dim", STATE_DIM)),
+            action_dim=int(description.get("action_dim", ACTION_DIM)),
         )
     except BadEpisodes:
         raise
@@ -262,38 +306,53 @@ def _read_description(folder: Path, expected: EnvConfig | None) -> tuple[EnvConf
         raise BadEpisodes(f"{path}: not readable ({error}); collect the episodes anew") from error
     if expected is not None:
         for name in ("size", "chunk"):
-            got, want = getattr(config, name), getattr(expected, name)
+            got, want = getattr(about.env, name), getattr(expected, name)
             if got != want:
                 raise BadEpisodes(
                     f"{folder}: recorded with {name} {got}, this run expects {want}; "
                     f"set {name} or collect anew"
                 )
-    return config, camera
+    return about
+
+
+def camera_from(fields: dict | None) -> Camera | None:
+    """A Camera from its JSON, where tuples are lists; None where the camera is not known."""
+    if fields is None:
+        return None
+    return Camera(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
 def load(folder: Path, expected: EnvConfig | None = None, tasks: tuple[str, ...] | None = None):
     """Read and check a folder: (episodes, EnvConfig, Camera).
 
     Raises BadEpisodes for a folder that is missing, empty, truncated, of another image size, chunk
-    or task, or that holds NaN or actions outside [-1, 1]. Nothing on disk is changed.
+    or task, or that holds NaN or actions outside [-1, 1]. Who says what to expect (a run) can use
+    Meta-World's robot only: another one is refused as well. Nothing on disk is changed.
     """
     folder = Path(folder)
-    config, camera = _read_description(folder, expected)
+    about = _read_description(folder, expected)
+    ours = Description(about.env, about.camera)
+    if expected is not None and about != ours:
+        raise BadEpisodes(
+            f"{folder}: episodes of another robot ({about.robot}, state {about.state_dim}, action "
+            f"{about.action_dim}); a run needs {ROBOT}'s (state {STATE_DIM}, action {ACTION_DIM}); "
+            f"collect some with: python cli.py demos collect"
+        )
     files = sorted(folder.glob("episode_*.safetensors"))
     if not files:
         raise BadEpisodes(
             f"{folder}: holds no episodes; collect some with: python cli.py demos collect {folder}"
         )
-    episodes = [_read_episode(path, config) for path in files]
+    episodes = [_read_episode(path, about) for path in files]
     for path, episode in zip(files, episodes, strict=True):
         if tasks is not None and episode.task not in tasks:
             raise BadEpisodes(
                 f"{path}: is of task {episode.task!r}, this run has {', '.join(tasks)}"
             )
-    return episodes, config, camera
+    return episodes, about.env, about.camera
 
 
-def _read_episode(path: Path, config: EnvConfig) -> Episode:
+def _read_episode(path: Path, about: Description) -> Episode:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -313,9 +372,9 @@ def _read_episode(path: Path, config: EnvConfig) -> Episode:
         ) from error
     length = len(episode.action)
     shapes = {
-        "image": (length + 1, config.size, config.size, 3),
-        "state": (length + 1, STATE_DIM),
-        "action": (length, config.chunk, ACTION_DIM),
+        "image": (length + 1, about.env.size, about.env.size, 3),
+        "state": (length + 1, about.state_dim),
+        "action": (length, about.env.chunk, about.action_dim),
         "success": (length + 1,),
     }
     for name, dtype in _ARRAYS.items():

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from demos import write_atomically
-from evaluate import TERMINATIONS, wilson
+from demos import Episode, write_atomically
+from evaluate import TERMINATIONS, psnr, wilson
 from gauge import shares
 from novelty import trusted
 from runs import Run
@@ -364,3 +364,46 @@ def strip(films: list[np.ndarray], columns: int = 10, scale: int = 2) -> np.ndar
     picks = np.linspace(0, len(films[0]) - 1, columns).round().astype(int)
     rows = [np.concatenate(list(film[picks]), axis=1) for film in films]
     return np.concatenate(rows, axis=0).repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+# ------------------------------------------------------------------------------------------ imagine
+
+
+def real_and_dream(run: Run, simulator, reflector, policy, task: str, seed: int):
+    """(the real episode, the dream's frames (T+1, H, W, 3), {"real", "dream"}: R (T,) of each).
+
+    policy: None lets the scripted expert act. The real episode goes on for two decisions after its
+    first success, so that the curve shows what the reflector says then.
+    """
+    from demos import play
+    from dreams import dream_along
+    from evaluate import test_starts
+    from reflector import judge_episodes
+    from tasks import VecRealEnv
+    from worldenv import WorldEnv, start_frames
+
+    starts = test_starts((task,), 1, "dev", seed)
+    env = VecRealEnv(1, run.config.env)
+    try:
+        (episode,) = play(env, starts, policy and policy.act, "evaluation", after_success=2)
+    finally:
+        env.close()
+    world = WorldEnv(
+        simulator, reflector, start_frames([episode]), 1, run.config.env, run.config.seed
+    )
+    (dream,) = dream_along(world, [episode])
+    real_curve, dream_curve = judge_episodes(reflector, [episode, dream])
+    return episode, dream.image, {"real": real_curve, "dream": dream_curve}
+
+
+def imagine_numbers(episode: Episode, dream, curves: dict, eta: float) -> str:
+    """What the pictures show, in two lines."""
+    length = len(episode)
+    depths = {"1": 1, "5": min(5, length), f"{length} (last)": length}
+    decibels = ", ".join(
+        f"{psnr(episode.image[t], dream[t]):.1f} dB after {name}" for name, t in depths.items()
+    )
+    stops = [t + 1 for t, value in enumerate(curves["dream"]) if value > eta]
+    real = f"success at decision {episode.first_success}" if episode.succeeded else "no success"
+    imagined = f"success at decision {stops[0]}" if stops else "no success"
+    return f"PSNR {decibels}\nreal: {real}; dream (reflector above {eta:.2f}): {imagined}"

@@ -118,6 +118,12 @@ def check_output(folder: Path, megabytes: float) -> Path:
     return existing
 
 
+def check_new(folder: Path) -> None:
+    """Nothing that is on the disk already gets mixed with what a command writes."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: not empty; expected a new folder; choose another or delete it")
+
+
 @contextmanager
 def new_files(folder: Path, megabytes: float) -> Iterator[Path]:
     """A temporary folder whose files move to `folder` when all went well, and vanish otherwise."""
@@ -139,6 +145,17 @@ def take_back(folder: Path, existing: Path) -> None:
             if path == existing:
                 break
             path.rmdir()
+
+
+def print_statistics(rows: dict) -> None:
+    """demos.statistics as a table."""
+    from rich.table import Table
+
+    columns = [name.replace("_", " ") for name in next(iter(rows.values()))]
+    table = Table("task / source", *columns)
+    for name, row in rows.items():
+        table.add_row(name, *(str(value) for value in row.values()))
+    Console().print(table)
 
 
 # ----------------------------------------------------------------------------------------- progress

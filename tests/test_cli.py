@@ -98,7 +98,7 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     "command",
     ["", "doctor", "config", "demos", "demos collect", "demos load", "demos inspect", "train"]
-    + ["imagine", "evaluate", "report", "trust", "compare", "screen", "summary"],
+    + ["demos export", "imagine", "evaluate", "report", "trust", "compare", "screen", "summary"],
 )
 def test_help(command):
     result = in_process(*command.split(), "--help")

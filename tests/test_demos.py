@@ -320,6 +320,36 @@ def test_another_size_chunk_or_task_is_refused(folder):
     assert len(load(folder)[0]) == 3
 
 
+def test_old_folders_have_four_dimensions(folder):
+    """dataset.json once had neither robot nor dimensions: they were always Meta-World's."""
+    path = folder / "dataset.json"
+    text = json.loads(path.read_text())
+    for name in ("robot", "state_dim", "action_dim"):
+        del text[name]
+    path.write_text(json.dumps(text))
+    about = demos.describe(folder)
+    assert (about.robot, about.state_dim, about.action_dim) == (demos.ROBOT, 4, 4)
+    assert len(load(folder, CONFIG)[0]) == 3
+
+
+def test_another_robot_is_kept_but_not_for_a_run(tmp_path):
+    """Its folder says its dimensions and is held to them; who expects Meta-World is told."""
+    path = tmp_path / "theirs"
+    other = replace(
+        episode(3, 2), state=np.zeros((4, 8), np.float32), action=np.zeros((3, 2, 7), np.float32)
+    )
+    save(path, [other], CONFIG, None, robot="panda")
+    save(path, [other], CONFIG, None, robot="panda")
+    episodes, config, camera = load(path)
+    assert len(episodes) == 2 and config == CONFIG and camera is None
+    assert_equal(episodes[1], other)
+    assert demos.describe(path) == demos.Description(CONFIG, None, "panda", 8, 7)
+    words = ("another robot (panda, state 8, action 7)", "metaworld", "demos collect")
+    assert_refused(path, *words, expected=CONFIG)
+    write_spoiled(path, state=np.zeros((4, 4), np.float32))
+    assert_refused(path, "episode_00002", "state")
+
+
 # ------------------------------------------------------------------------------------------ looking
 
 
