@@ -6,10 +6,14 @@ binary cross-entropy on per-frame success labels y_t; the episode stops when R >
 the stop is the return of the rollout.
 
     first frame, frame t-1, frame t --> vision encoder --.
-    hand's position and gripper at t --------------------+--> image tokens --.
+    first frame --> landmarks, seen from the hand at t --+--> image tokens --.
+    hand's position and gripper at t --------------------'                   |
     instruction --> text tokens ---------------------------------------------+--> language model
                                                                                         |
                                                    R <-- head <-- h_t <-----------------'
+
+Landmarks are where things were before the hand covered them: a goal that the hand has reached is
+hidden behind it, in a dream it is smeared as well.
 
 # DEVIATION: the paper freezes a pretrained LLaVA and trains the head; the small preset trains all
 #   of a small vision-language model (`vlm.KeypointVLM`: convolutions, projector, transformers'
@@ -34,8 +38,10 @@ from fit import device_of
 from instructions import INSTRUCTIONS
 from policy import random_shift
 from tasks import STATE_DIM
-from view import HandInView
-from vlm import TOKENS, KeypointVLM, tokenize
+from view import HandInView, from_the_hand
+from vlm import TOKENS, Keypoints, KeypointVLM, mean_word, tokenize
+
+LANDMARKS = 32  # of the first frame
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Reflector(nn.Module):
     def __init__(self, config: ReflectorConfig):
         super().__init__()
         self.config = config
-        self.vlm = KeypointVLM(9, config.width, numbers=STATE_DIM)
+        self.landmarks = Keypoints(3, LANDMARKS, config.width)
+        self.vlm = KeypointVLM(9, config.width, numbers=STATE_DIM + 2 * LANDMARKS)
         self.head = nn.Linear(config.width, 1)
         self.hand = HandInView()
         # About where hands are and how far they move [Meta-World], so that the inputs are near 1.
@@ -81,8 +88,10 @@ class Reflector(nn.Module):
         first, previous, current = frames.split(3, dim=1)
         # What changed is the question, so changes are what the encoder sees beside the frame.
         picture = torch.cat([current, current - first, current - previous], dim=1)
-        numbers = (state - self.middle) / self.spread
-        return self.head(self.vlm(picture, tokens, numbers, self.hand(state) + moved)).squeeze(-1)
+        hand = self.hand(state) + moved
+        landmarks = self.landmarks(first, mean_word(self.vlm.words, tokens))
+        numbers = [(state - self.middle) / self.spread, from_the_hand(landmarks, hand)]
+        return self.head(self.vlm(picture, tokens, torch.cat(numbers, dim=1), hand)).squeeze(-1)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Binary cross-entropy on {"frames" (B, 3, H, W, 3) uint8, "tokens" (B, L),

@@ -101,6 +101,22 @@ def spatial_softmax(x: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:
     return torch.cat([row, column], dim=1)
 
 
+class Keypoints(nn.Module):
+    """Pictures of C channels, words (B, D) -> where `features` learned features are, (B, 2F): rows,
+    then columns, in [-1, 1]."""
+
+    def __init__(self, channels: int, features: int, text_dim: int):
+        super().__init__()
+        self.convs = film_convolutions(channels, features // 2, text_dim)
+        self.log_sharpness = nn.Parameter(torch.zeros(()))
+
+    def forward(self, picture: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        x = picture
+        for conv in self.convs:
+            x = conv(x, text)
+        return spatial_softmax(x, self.log_sharpness.exp())
+
+
 class KeypointVLM(nn.Module):
     """Vision encoder, projector, language model, as in LLaVA:
 
