@@ -9,6 +9,7 @@ from demos import Episode
 from fit import FitConfig, fit
 from instructions import INSTRUCTIONS
 from reflector import (
+    LANDMARKS,
     Reflector,
     ReflectorConfig,
     calibrate,
@@ -130,6 +131,24 @@ def test_every_frame_and_the_words_are_read():
         assert abs(other - plain) > 1e-5, words
     moved = reflector.logits(stack_frames(frames), tokens, hands(1) + 0.02).item()
     assert abs(moved - plain) > 1e-5
+
+
+@torch.no_grad()
+def test_landmarks_go_with_the_picture_not_with_the_hand():
+    """A dot that is moved by 8 of 64 pixels moves the landmarks by as much (up to the border's
+    influence) wherever the hand is; what later frames show is not asked."""
+    torch.manual_seed(0)
+    reflector = Reflector(ReflectorConfig()).eval()
+    reflector.landmarks.log_sharpness.fill_(5.0)  # an untrained softmax looks everywhere at once
+    text = torch.zeros(1, reflector.config.width)
+    pictures = torch.zeros(2, 3, 64, 64)
+    pictures[0, 0, 28:32, 28:32] = pictures[1, 0, 36:40, 28:32] = 0.5
+    before, after = reflector.landmarks(pictures, text.expand(2, -1)).view(2, 2, LANDMARKS)
+    moved = after - before  # (rows and columns, landmarks)
+    seen = before.abs().amax(0) < 0.6  # a feature of the empty picture has its place at the border
+    assert seen.sum() >= 4
+    assert torch.allclose(moved[0, seen].median(), torch.tensor(16 / 64), atol=0.06)
+    assert moved[1, seen].abs().median() < 0.06
 
 
 def test_overfits_one_batch():
