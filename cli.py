@@ -27,15 +27,16 @@ from typing import TYPE_CHECKING, Annotated
 
 # First, because it tells in one line where typer or rich are missing.
 from terminal import HERE, OneLineErrors, StageDisplay, check_new, check_output, new_files  # isort: skip
-from terminal import print_statistics, take_back  # isort: skip
+from terminal import print_result, print_statistics, take_back  # isort: skip
 import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
     from runs import RunConfig
 
-# What has to be free on the disk. A run: 50 in the cpu preset, 200 in the gpu preset, and episodes.
-CHECKPOINTS_MB = 250
+# What has to be free on the disk. A run: 50 in the cpu preset, 200 in the gpu preset, and with
+# adapters for a model of 7 B weights about 1600 (estimate); and episodes.
+CHECKPOINTS_MB, ADAPTERS_MB = 250, 2000
 PICTURES_MB = 20
 
 app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False)
@@ -99,7 +100,7 @@ def doctor_command(
 
 
 Preset = Annotated[
-    str, typer.Option(help="cpu (the reported runs), debug (all tiny: a minute) or gpu (larger).")
+    str, typer.Option(help="cpu (the reported runs), debug (all tiny), gpu (larger) or paper.")
 ]
 
 Device = Annotated[
@@ -297,6 +298,9 @@ def train_command(
         typer.Option(help="What ends LOOP in the dream: real (counted episodes) or novelty."),
     ] = None,
     until: Annotated[str | None, typer.Option(help="The last stage to run.")] = None,
+    pretrained: Annotated[
+        str, typer.Option(help="A model for policy and reflector: hub id or folder.")
+    ] = "",
 ) -> None:
     """Train: demos, sft, explore, filtered_bc, simulator, reflector, rl, evaluate.
 
@@ -310,19 +314,20 @@ def train_command(
 
     check_device(device)
     config = build_config(
-        preset, tasks, demos, seed, env, iterations, rounds, starts, plain, stop_rule
+        preset, tasks, demos, seed, env, iterations, rounds, starts, plain, stop_rule, pretrained
     )
     if until is not None:
         one_of("--until", until, stages.stages_of(config))
     explored = config.exploration + (config.rounds - 1) * config.round_exploration
     episodes = len(config.tasks) * (config.demos + explored)
-    existing = check_output(out, CHECKPOINTS_MB + episodes_mb(episodes, config.env))
+    room = ADAPTERS_MB if config.policy.pretrained.checkpoint else CHECKPOINTS_MB
+    existing = check_output(out, room + episodes_mb(episodes, config.env))
     render.choose_backend()  # without a renderer there would be a run folder with nothing in it
     is_new = not (out / "config.json").exists()
     run = Run.create(out, config, device)
     with StageDisplay(run, stages.stages_of(config)) as display:
-        if preset == "gpu" and device == "cpu":
-            display.line("the gpu preset on the processor: expect days; a GPU is --device cuda")
+        if preset in ("gpu", "paper") and device == "cpu":
+            display.line(f"preset {preset} on the processor: expect days; a GPU is --device cuda")
         try:
             stages.train(run, display.say, display.progress, until)
         except Exception:
@@ -343,13 +348,14 @@ def build_config(
     starts: int | None,
     plain: bool,
     stop_rule: str | None = None,
+    pretrained: str = "",
 ) -> RunConfig:
     """The preset with what was given on the command line; ValueError for anything impossible."""
     from dataclasses import replace
 
     import runs
 
-    config = runs.preset(preset)
+    config = runs.check_pretrained(runs.with_pretrained(runs.preset(preset), pretrained))
     if demos is not None:
         check_demos(demos)
     if iterations is not None:
@@ -472,20 +478,6 @@ def evaluate_command(
         print(json.dumps(result, indent=1))
     else:
         print_result(result)
-
-
-def print_result(result: dict) -> None:
-    """Success per task and in the mean, as a table."""
-    from rich.table import Table
-
-    title = f"{result['policy']}, {result['termination']} termination, {result['split']} starts"
-    table = Table("task", "real success", "95 % interval", "episodes", title=title)
-    for name, row in (result["tasks"] | {"mean": result | {"success": result["mean"]}}).items():
-        interval = f"{row['low']:.1%} - {row['high']:.1%}"
-        table.add_row(
-            name, f"{row['success']:.1%}", interval, str(row["n"]), end_section=name == "mean"
-        )
-    Console().print(table)
 
 
 @app.command("report")

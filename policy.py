@@ -22,7 +22,8 @@ a second head for the log-scale.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from torch import nn
 
 from fit import device_of
 from instructions import INSTRUCTIONS
+from pretrained import PretrainedConfig, VLABackbone
 from tasks import ACTION_DIM, STATE_DIM
 from view import HandInView, from_the_hand
 from vlm import (
@@ -46,9 +48,11 @@ from vlm import (
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Architecture of the small preset."""
+    """Architecture; the defaults are the small preset's."""
 
-    backbone: str = "cnn"  # "cnn": convolutions with FiLM; "vlm": a small LLaVA of transformers
+    # "cnn": convolutions with FiLM; "vlm": a small LLaVA of transformers; "pretrained": a large
+    # model, named in `pretrained`
+    backbone: str = "cnn"
     size: int = 64  # pixels of the image
     chunk: int = 4  # K
     # Channels of the first convolution (the others have twice as many), or a quarter of the VLM's
@@ -57,10 +61,18 @@ class PolicyConfig:
     hidden: int = 384  # width of the two-layer trunk after the image is read
     min_log_scale: float = -3.0  # exp(-3) = 0.05: below it PPO's ratio becomes too sensitive
     max_log_scale: float = -0.7  # exp(-0.7) = 0.5: half of the action range
+    pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
 
     def __post_init__(self) -> None:
-        if self.backbone not in ("cnn", "vlm"):
-            raise ValueError(f"PolicyConfig.backbone: got {self.backbone!r}, expected cnn or vlm")
+        if self.backbone not in ("cnn", "vlm", "pretrained"):
+            raise ValueError(
+                f"PolicyConfig.backbone: got {self.backbone!r}, expected cnn, vlm or pretrained"
+            )
+        if (self.backbone == "pretrained") != bool(self.pretrained.checkpoint):
+            raise ValueError(
+                f"PolicyConfig: backbone {self.backbone!r} with the checkpoint "
+                f"{self.pretrained.checkpoint!r}; expected both or neither"
+            )
 
 
 class SmallBackbone(nn.Module):
@@ -113,8 +125,8 @@ def random_shift(
 class VLMBackbone(nn.Module):
     """A vision-language model in the place of the convolutions: h of the prompt's last token.
 
-    From five demonstrations and untrained weights it is the weaker choice; it is here because
-    pretrained weights come in by this door.
+    From five demonstrations and untrained weights it is the weaker choice; for one with pretrained
+    weights see `pretrained.VLABackbone`.
     """
 
     def __init__(self, config: PolicyConfig):
@@ -137,13 +149,16 @@ class Policy(nn.Module):
     def __init__(self, config: PolicyConfig):
         super().__init__()
         self.config = config
-        backbones = {"cnn": SmallBackbone, "vlm": VLMBackbone}
-        self.backbone = backbones[config.backbone](config)
-        outputs = config.chunk * ACTION_DIM
-        # One trunk reads image, text and state; OpenVLA-OFT likewise
-        # projects the state into the language model.
+        if config.backbone == "pretrained":
+            # The state is one of its tokens, and each step of the chunk has features of its own.
+            self.backbone = VLABackbone(config.pretrained, config.chunk)
+            inputs, outputs = self.backbone.features, ACTION_DIM
+        else:
+            # One trunk reads image, text and state, for the whole chunk at once.
+            self.backbone = {"cnn": SmallBackbone, "vlm": VLMBackbone}[config.backbone](config)
+            inputs, outputs = self.backbone.features + STATE_DIM, config.chunk * ACTION_DIM
         self.trunk = nn.Sequential(
-            nn.Linear(self.backbone.features + STATE_DIM, config.hidden),
+            nn.Linear(inputs, config.hidden),
             nn.LayerNorm(config.hidden),
             nn.SiLU(),
             nn.Linear(config.hidden, config.hidden),
@@ -171,10 +186,13 @@ class Policy(nn.Module):
 
         The log-scale is clamped to the configured range. moved: by how much the image was shifted,
         see `random_shift`."""
-        features = self.backbone(image, tokens, self.hand(state) + moved)
-        hidden = self.trunk(
-            torch.cat([features, (state - self.state_mean) / self.state_std], dim=-1)
-        )
+        normalised = (state - self.state_mean) / self.state_std
+        if self.config.backbone == "pretrained":
+            features = self.backbone(image, tokens, normalised)  # (B, K, A * D)
+        else:
+            features = self.backbone(image, tokens, self.hand(state) + moved)
+            features = torch.cat([features, normalised], dim=-1)
+        hidden = self.trunk(features)
         shape = (-1, self.config.chunk, ACTION_DIM)
         # Expert actions often sit exactly at the limit: a tanh that reaches 1.2
         # need not go to infinity to say 1.
@@ -215,6 +233,25 @@ class Policy(nn.Module):
         chunks = np.zeros((len(running), *mean.shape[1:]), np.float32)
         chunks[running] = mean.clamp(-1, 1).cpu().numpy()
         return chunks
+
+    def parameter_groups(self, rate: float, adapter_rate: float) -> list[dict]:
+        """For an optimizer: all that is trained at `rate`, but LoRA at `adapter_rate`."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        adapters = [p for name, p in trained.items() if "lora_" in name]
+        if not adapters:
+            return [{"params": list(trained.values()), "lr": rate}]
+        heads = [p for name, p in trained.items() if "lora_" not in name]
+        return [{"params": heads, "lr": rate}, {"params": adapters, "lr": adapter_rate}]
+
+    def merged(self, folder: Path) -> Policy:
+        """The same policy without adapters: they are added to the weights of the pretrained model,
+        which is written to `folder` whole, in the hub's format."""
+        self.backbone.save_merged(folder)
+        large = replace(self.config.pretrained, checkpoint=str(folder), lora_rank=0)
+        policy = Policy(replace(self.config, pretrained=large))
+        heads = {name: x for name, x in self.state_dict().items() if "lora_" not in name}
+        policy.load_state_dict(heads)
+        return policy.to(device_of(self)).eval()
 
 
 def to_float(image: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ Paper's section: "RL post-training". What is kept and what is not:
                 (`plain_rollouts`)
     5. departs  the return may carry a small time penalty,
                 so that a group in which all succeed still has spread
-    6. departs  every weight of the small policy is trained with one rate
-                (no LoRA: there is no large backbone)
+    6. departs  every weight of the small policy is trained with one rate (no LoRA: there is no
+                large backbone); a pretrained one has LoRA and two rates, as in the paper
 
 Leave-one-out on three numbers: returns (1, 0, 0.5) have baselines (0.25, 0.75, 0.5), the means of
 the other two, and so advantages (0.75, -0.75, 0). They sum to zero: a group can only redistribute
@@ -58,6 +58,8 @@ class LoopConfig:
     # branch that holds its noise share a return and nearly a direction [paper: all]
     decisions: int = 1024
     learning_rate: float = 4e-5  # at 1e-4 Adam's first steps already clip 60 % of the ratios
+    # of LoRA on a pretrained backbone [paper]; the heads then have `learning_rate` [paper: 1e-5]
+    adapter_rate: float = 1e-4
     max_kl: float = 0.05  # stop an iteration's passes when the approximate KL exceeds this
 
     def __post_init__(self) -> None:
@@ -423,7 +425,7 @@ def loop(
     """Post-train `policy` in place. draw_starts(iteration, G) gives the starts;
     on_iteration gets the metrics, and ends the training by returning True."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
+    optimizer = torch.optim.Adam(policy.parameter_groups(config.learning_rate, config.adapter_rate))
     rollout = branch_rollouts if config.branch else plain_rollouts
     policy.eval()
     for iteration in range(config.iterations):

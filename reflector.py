@@ -20,14 +20,14 @@ hidden behind it, in a dream it is smeared as well.
 #   Llama); because no checkpoint fits on a laptop's CPU, and CLIP's vision encoder with untrained
 #   weights learns three times slower from so few frames, and where things are least of all. The
 #   three frames are 9 channels of one picture, so that the same place can be compared at three
-#   times; a pretrained encoder would get three pictures.
+#   times. With `ReflectorConfig.pretrained` it is the paper's: frozen, three pictures, a head.
 # DEVIATION: the paper's reflector sees frames only; here it also reads the proprioceptive state;
 #   because one camera does not show depth, and a task such as reach-wall ends at a point in space.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from torch import nn
 from fit import device_of
 from instructions import INSTRUCTIONS
 from policy import random_shift
+from pretrained import FrozenReader, PretrainedConfig
 from tasks import STATE_DIM
 from view import HandInView, from_the_hand
 from vlm import TOKENS, Keypoints, KeypointVLM, mean_word, tokenize
@@ -46,13 +47,20 @@ LANDMARKS = 32  # of the first frame
 
 @dataclass(frozen=True)
 class ReflectorConfig:
-    """Architecture of the small preset, and the stop."""
+    """Architecture (the defaults are the small preset's), and the stop."""
 
     size: int = 64  # pixels
     width: int = 128  # hidden size of the language model; the vision encoder has half as many
     threshold: float = 0.5  # eta [paper]; `calibrate` replaces it by the run's own
+    # A frozen model in the place of the small one, if a checkpoint is named.
+    pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
 
     def __post_init__(self) -> None:
+        if self.pretrained.lora_rank:
+            raise ValueError(
+                f"ReflectorConfig.pretrained.lora_rank: got {self.pretrained.lora_rank}, "
+                "expected 0: only the reflector's head is trained"
+            )
         if not 0 < self.threshold < 1:
             raise ValueError(
                 f"ReflectorConfig.threshold: got {self.threshold}, expected a value between 0 and 1"
@@ -65,9 +73,14 @@ class Reflector(nn.Module):
     def __init__(self, config: ReflectorConfig):
         super().__init__()
         self.config = config
-        self.landmarks = Keypoints(3, LANDMARKS, config.width)
-        self.vlm = KeypointVLM(9, config.width, numbers=STATE_DIM + 2 * LANDMARKS)
-        self.head = nn.Linear(config.width, 1)
+        self.frozen = bool(config.pretrained.checkpoint)
+        if self.frozen:
+            self.vlm = FrozenReader(config.pretrained)
+            self.head = nn.Linear(self.vlm.features + STATE_DIM, 1)
+        else:
+            self.landmarks = Keypoints(3, LANDMARKS, config.width)
+            self.vlm = KeypointVLM(9, config.width, numbers=STATE_DIM + 2 * LANDMARKS)
+            self.head = nn.Linear(config.width, 1)
         self.hand = HandInView()
         # About where hands are and how far they move [Meta-World], so that the inputs are near 1.
         self.register_buffer("middle", torch.tensor([0.0, 0.7, 0.2, 0.5]))
@@ -85,13 +98,16 @@ class Reflector(nn.Module):
         """(B, 9, H, W) float in [-0.5, 0.5] (first, previous, current), (B, L) and (B, S) now
         -> (B,) logits of success. moved: by how much the frames were shifted, see
         `policy.random_shift`."""
+        numbers = (state - self.middle) / self.spread
+        if self.frozen:  # three pictures in one prompt
+            return self.head(torch.cat([self.vlm(frames, tokens), numbers], dim=1)).squeeze(-1)
         first, previous, current = frames.split(3, dim=1)
         # What changed is the question, so changes are what the encoder sees beside the frame.
         picture = torch.cat([current, current - first, current - previous], dim=1)
         hand = self.hand(state) + moved
         landmarks = self.landmarks(first, mean_word(self.vlm.words, tokens))
-        numbers = [(state - self.middle) / self.spread, from_the_hand(landmarks, hand)]
-        return self.head(self.vlm(picture, tokens, torch.cat(numbers, dim=1), hand)).squeeze(-1)
+        numbers = torch.cat([numbers, from_the_hand(landmarks, hand)], dim=1)
+        return self.head(self.vlm(picture, tokens, numbers, hand)).squeeze(-1)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Binary cross-entropy on {"frames" (B, 3, H, W, 3) uint8, "tokens" (B, L),
@@ -103,7 +119,7 @@ class Reflector(nn.Module):
         imbalance (one frame in ten is a success) is handled.
         """
         frames, moved = stack_frames(batch["frames"]), 0.0
-        if self.training:
+        if self.training and not self.frozen:  # of frozen parts each frame is to be read only once
             frames, moved = _augment(frames)
         logits = self.logits(frames, batch["tokens"], batch["state"], moved)
         loss = F.binary_cross_entropy_with_logits(logits, batch["label"])

@@ -158,6 +158,20 @@ def print_statistics(rows: dict) -> None:
     Console().print(table)
 
 
+def print_result(result: dict) -> None:
+    """Success per task and in the mean, as a table."""
+    from rich.table import Table
+
+    title = f"{result['policy']}, {result['termination']} termination, {result['split']} starts"
+    table = Table("task", "real success", "95 % interval", "episodes", title=title)
+    for name, row in (result["tasks"] | {"mean": result | {"success": result["mean"]}}).items():
+        interval = f"{row['low']:.1%} - {row['high']:.1%}"
+        table.add_row(
+            name, f"{row['success']:.1%}", interval, str(row["n"]), end_section=name == "mean"
+        )
+    Console().print(table)
+
+
 # ----------------------------------------------------------------------------------------- progress
 
 

@@ -51,6 +51,11 @@ def tokenize(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
     )
 
 
+def words(tokens: torch.Tensor) -> list[str]:
+    """Token ids (B, L) -> the instructions again, in lower case and without punctuation."""
+    return [_TOKENIZER.decode([i for i in row if i]) for row in tokens.tolist()]
+
+
 IMAGE_TOKENS = 4  # of `KeypointVLM`: what the picture says, in so many words
 
 # ----------------------------------------------------------------------------------- convolutions

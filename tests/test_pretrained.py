@@ -1,0 +1,686 @@
+"""Pretrained models: tiny checkpoints of the real architectures, in the hub's format, by path."""
+
+import json
+import math
+import re
+import sys
+from collections import namedtuple
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+import cli
+import pretrained
+import runs
+from fit import FitConfig, fit
+from instructions import INSTRUCTIONS
+from policy import Policy, PolicyConfig, to_float
+from ppo import LoopConfig, Rollouts, chunk_log_prob, update
+from pretrained import BadCheckpoint, PretrainedConfig, PretrainedVLM, check
+from reflector import Reflector, ReflectorConfig, stack_frames
+from tasks import ACTION_DIM, STATE_DIM
+from vlm import tokenize, words
+
+SIZE, CHUNK, WIDTH = 32, 3, 32
+FAMILIES = ("smolvlm", "qwen2_vl", "qwen2_5_vl", "paligemma", "llava")
+SPECIAL = (
+    "<pad>", "<unk>", "<s>", "</s>", "<image>", "<|image_pad|>", "<|vision_start|>",
+    "<|vision_end|>", "<fake_token_around_image>", "<global-img>",
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------- tiny checkpoints
+
+
+def tiny_tokenizer():
+    """Whole words: those of the instructions and of our prompts; and the families' special ones."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [text for texts in INSTRUCTIONS.values() for text in texts]
+    texts.append("What action should the robot take to? picture of first previous current Has it")
+    known = sorted({word for text in texts for word in re.findall(r"\w+|\?", text)})
+    vocabulary = {word: number for number, word in enumerate((*SPECIAL, *known))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
+        eos_token="</s>", additional_special_tokens=list(SPECIAL[4:]),
+    )  # fmt: skip
+
+
+def tiny_model(family: str, vocabulary: dict[str, int]):
+    """The family's own class with random weights: two layers of width 32."""
+    import transformers as hf
+
+    text = {
+        "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(vocabulary),
+        "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    image = vocabulary["<image>"]
+    qwen = {
+        "text_config": text | {"rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
+        "image_token_id": vocabulary["<|image_pad|>"],
+        "vision_start_token_id": vocabulary["<|vision_start|>"],
+        "vision_end_token_id": vocabulary["<|vision_end|>"],
+    }  # fmt: skip
+    if family == "smolvlm":
+        return hf.SmolVLMForConditionalGeneration(
+            hf.SmolVLMConfig(
+                text_config={"model_type": "llama", **text}, vision_config=vision, scale_factor=2,
+                image_token_id=image,
+            )
+        )  # fmt: skip
+    if family == "qwen2_vl":
+        eyes = {"depth": 2, "embed_dim": WIDTH, "hidden_size": WIDTH, "num_heads": 4,
+                "mlp_ratio": 2, "patch_size": 4}  # fmt: skip
+        return hf.Qwen2VLForConditionalGeneration(hf.Qwen2VLConfig(vision_config=eyes, **qwen))
+    if family == "qwen2_5_vl":
+        eyes = {"depth": 2, "hidden_size": WIDTH, "out_hidden_size": WIDTH, "num_heads": 4,
+                "intermediate_size": 64, "patch_size": 4, "window_size": 16,
+                "fullatt_block_indexes": [1]}  # fmt: skip
+        config = hf.Qwen2_5_VLConfig(vision_config=eyes, **qwen)
+        return hf.Qwen2_5_VLForConditionalGeneration(config)
+    if family == "paligemma":
+        eyes = {"model_type": "siglip_vision_model", **vision, "projection_dim": WIDTH,
+                "vision_use_head": False}  # fmt: skip
+        words = {"model_type": "gemma", "head_dim": 8, **text}
+        return hf.PaliGemmaForConditionalGeneration(
+            hf.PaliGemmaConfig(
+                text_config=words, vision_config=eyes, image_token_index=image, projection_dim=WIDTH
+            )
+        )
+    eyes = {"model_type": "clip_vision_model", **vision}
+    return hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(
+            text_config={"model_type": "llama", **text}, vision_config=eyes, image_token_index=image
+        )
+    )
+
+
+def save_tiny(folder, family: str) -> None:
+    """A checkpoint as the hub has it: config.json, model.safetensors, tokenizer, processor."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    model = tiny_model(family, tokenizer.get_vocab())
+    # Untrained language models of this size hardly look at their prompt.
+    for name, weight in model.named_parameters():
+        if "layers" in name and "proj" in name:
+            weight.data *= 5
+    model.save_pretrained(folder)
+    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.3, 0.25]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """{family: folder}."""
+    root = tmp_path_factory.mktemp("hub")
+    folders = {family: root / family for family in FAMILIES}
+    for family, folder in folders.items():
+        folder.mkdir()
+        save_tiny(folder, family)
+    return folders
+
+
+@pytest.fixture(params=FAMILIES)
+def checkpoint(request, checkpoints):
+    """The folder of each family in turn."""
+    return checkpoints[request.param]
+
+
+def large(folder, rank: int = 0, bf16: bool = False) -> PretrainedConfig:
+    """In float32, so that sums in another order do not blur a comparison."""
+    return PretrainedConfig(checkpoint=str(folder), lora_rank=rank, bf16=bf16)
+
+
+def vla(folder, rank: int = 4, seed: int = 0, **settings) -> Policy:
+    """A policy on a tiny checkpoint; needs peft."""
+    pytest.importorskip("peft", reason="peft is in requirements-gpu.txt")
+    torch.manual_seed(seed)
+    model = replace(large(folder, rank), **settings)
+    return Policy(
+        PolicyConfig(backbone="pretrained", size=SIZE, chunk=CHUNK, hidden=32, pretrained=model)
+    )
+
+
+def moved(policy: Policy) -> Policy:
+    """With adapters and heads that do something: LoRA's B and the scale head begin at 0."""
+    torch.manual_seed(1)
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name or "scale_head" in name:
+            weight.data.normal_(0, 0.1)
+    return policy
+
+
+def scripted_batch(rows: int = 4) -> dict[str, torch.Tensor]:
+    """Rows that differ in everything, words of different lengths among it."""
+    generator = torch.Generator().manual_seed(0)
+    texts = [INSTRUCTIONS[task][0] for task in list(INSTRUCTIONS)[:rows]]
+    assert len({len(text.split()) for text in texts}) > 1
+    return {
+        "image": torch.randint(0, 256, (rows, SIZE, SIZE, 3), generator=generator).to(torch.uint8),
+        "state": torch.randn(rows, STATE_DIM, generator=generator),
+        "tokens": tokenize(texts),
+        "action": 1.8 * torch.rand(rows, CHUNK, ACTION_DIM, generator=generator) - 0.9,
+    }
+
+
+def answer(policy: Policy, batch: dict, rows=slice(None)) -> torch.Tensor:
+    """Mean and log-scale side by side, without gradient."""
+    inputs = (to_float(batch["image"][rows]), batch["state"][rows], batch["tokens"][rows])
+    with torch.no_grad():
+        return torch.cat(policy.distribution(*inputs), dim=-1)
+
+
+# ------------------------------------------------------------------------------ pictures and words
+
+
+def test_same_as_the_models_own_forward(checkpoint):
+    """Placing image tokens ourselves gives what the model does with ids and pixels: two pictures
+    in a prompt, rows of different lengths."""
+    vlm = PretrainedVLM(large(checkpoint)).eval()
+    pictures, texts = torch.rand(2, 2, 3, SIZE, SIZE) - 0.5, ["open the drawer", "close it"]
+    ids, mask = vlm.prompts(texts, pictures=2)
+    inputs = vlm.inputs(pictures)
+    if "image_grid_thw" in inputs:
+        inputs["mm_token_type_ids"] = (ids == vlm.base.config.image_token_id).int()
+    elif vlm.family.inputs is pretrained.one_tile:  # a row's pictures are its tiles
+        inputs["pixel_values"] = inputs["pixel_values"].view(
+            2, 2, *inputs["pixel_values"].shape[2:]
+        )
+    if vlm.family.whole_prompt:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    with torch.no_grad():
+        own = vlm.base(input_ids=ids, attention_mask=mask, **inputs).last_hidden_state
+        ours = vlm(pictures, texts)
+    assert (ids == vlm.base.config.image_token_id).sum() == 4 * vlm.image_tokens
+    kept = mask.bool()
+    assert not kept.all() and kept[:, -1].all()
+    assert torch.allclose(ours[kept], own[kept], atol=1e-5)
+
+
+def test_qwens_patches_are_those_of_its_processor(checkpoints):
+    """In order and value, for two pictures of the size that needs no resizing."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    vlm = PretrainedVLM(large(checkpoints["qwen2_vl"]))
+    side = 8 * 4 * 2  # tokens, pixels of a patch, patches merged
+    frames = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, temporal_patch_size=2, do_resize=False,
+        image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.3, 0.25],
+    )  # fmt: skip
+    theirs = processor(list(frames), return_tensors="pt")
+    ours = vlm.inputs(to_float(torch.from_numpy(frames))[:, None])
+    assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
+    assert torch.allclose(ours["pixel_values"], theirs["pixel_values"], atol=1e-5)
+
+
+def test_words_come_back_from_tokens():
+    """Every instruction, but for capitals and punctuation."""
+    for wordings in INSTRUCTIONS.values():
+        plain = [" ".join(re.findall(r"[a-z]+", text.lower())) for text in wordings]
+        assert words(tokenize(wordings)) == plain
+
+
+def test_statistics_stand_in_either_file(tmp_path):
+    """Older processors have a file of their own, newer ones are part of processor_config.json."""
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": statistics}))
+    mean, std = pretrained._picture_statistics(tmp_path)
+    assert mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3]) and std.shape == (3, 1, 1)
+
+
+# -------------------------------------------------------------------------------------- the policy
+
+
+def test_policy_answers_and_reads_everything(checkpoint):
+    """Shapes, ranges; image, words and state all matter; a row does not see its neighbours."""
+    policy, batch = moved(vla(checkpoint)).eval(), scripted_batch()
+    out = answer(policy, batch)
+    assert out.shape == (4, CHUNK, 2 * ACTION_DIM) and out.isfinite().all()
+    assert out[..., :ACTION_DIM].abs().max() < 1.2
+    assert torch.allclose(out[1:2], answer(policy, batch, slice(1, 2)), atol=1e-4)
+    for name in ("image", "tokens", "state"):
+        other = batch | {name: batch[name].roll(1, 0)}
+        assert (answer(policy, other) - out).abs().max() > 1e-4, name
+    steps = out[0, :, :ACTION_DIM]
+    assert (steps[0] - steps[1]).abs().max() > 1e-4  # each has placeholders of its own
+
+
+def test_only_adapters_and_heads_are_trained(checkpoint):
+    """Gradients there and nowhere else; nothing changes before the first step of LoRA's B."""
+    policy, batch = vla(checkpoint), scripted_batch()
+    plain = vla(checkpoint, rank=0)
+    plain.load_state_dict({k: v for k, v in policy.state_dict().items() if "lora_" not in k})
+    assert torch.allclose(answer(policy.eval(), batch), answer(plain.eval(), batch), atol=1e-5)
+    moved(policy)(batch)[0].backward()
+    for name, weight in policy.named_parameters():
+        large_one = name.startswith("backbone.vlm.")
+        assert weight.requires_grad == (not large_one or "lora_" in name), name
+        assert weight.requires_grad or weight.grad is None
+    touched = {n for n, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
+    for part in ("language_model", "text_model"):
+        if any(part in name for name in dict(policy.named_parameters())):
+            assert any(part in name and "lora_A" in name for name in touched)
+    vision = [n for n in touched if "vis" in n and "lora_B" in n]
+    assert vision, "the vision encoder has adapters as well"
+    for head in ("backbone.placeholders", "backbone.state_token.0.weight", "mean_head.weight"):
+        assert head in touched
+    assert not any("lm_head" in name and "lora_" in name for name in touched)
+
+
+def test_imitation_loss_falls(checkpoint):
+    """Twenty steps on one batch, by the loop that trains everything."""
+    policy, batch = vla(checkpoint), scripted_batch()
+    policy.shift = 0
+    before = {n: p.clone() for n, p in policy.named_parameters() if not p.requires_grad}
+    with torch.no_grad():
+        first = policy(batch)[1]["l1"]
+    fit(policy, lambda step: batch, FitConfig(steps=20, learning_rate=1e-2, warmup=1))
+    with torch.no_grad():
+        assert policy(batch)[1]["l1"] < 0.7 * first
+    for name, weight in policy.named_parameters():
+        assert name not in before or torch.equal(weight, before[name])
+
+
+def scripted_rollouts(policy: Policy, rows: int = 4) -> Rollouts:
+    """Two groups of two, one decision each, drawn from the policy; one of each group wins."""
+    batch = scripted_batch(rows)
+    out = answer(policy, batch)
+    mean, log_scale = out.split(ACTION_DIM, dim=-1)
+    sample = mean + 0.1 * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    return Rollouts(
+        image=batch["image"].numpy(), state=batch["state"].numpy(), tokens=batch["tokens"],
+        sample=sample, log_prob=chunk_log_prob(sample, mean, log_scale, shared=False),
+        member=np.arange(rows), returns=np.array([[1, 0], [0, 1]], np.float32),
+        success=np.array([[1, 0], [0, 1]], bool), mean_success=math.nan, decisions=rows,
+    )  # fmt: skip
+
+
+def test_ppo_step(checkpoint):
+    """First ratio 1; LoRA and heads move, each by its own rate; what is frozen stays."""
+    policy = moved(vla(checkpoint)).eval()
+    config = LoopConfig(
+        branch=0, noise=1.0, epochs=1, learning_rate=1e-5, adapter_rate=1e-4, rollouts=2
+    )
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    optimizer = torch.optim.Adam(policy.parameter_groups(config.learning_rate, config.adapter_rate))
+    generator = torch.Generator().manual_seed(0)
+    metrics = update(policy, optimizer, scripted_rollouts(policy), config, generator)
+    assert metrics["first_ratio"] == pytest.approx(1.0, abs=1e-4)
+    steps = {n: (p - before[n]).abs().max().item() for n, p in policy.named_parameters()}
+    # Adam's first step has the size of the rate.
+    assert steps["mean_head.weight"] == pytest.approx(1e-5, rel=0.05)
+    adapters = [step for name, step in steps.items() if "lora_" in name]
+    assert max(adapters) == pytest.approx(1e-4, rel=0.05)
+    assert all(step == 0 for name, step in steps.items() if ".vlm." in name and "lora_" not in name)
+
+
+def test_a_small_policy_has_one_group_of_all_parameters():
+    """So its optimizer is the one it always had."""
+    policy = Policy(PolicyConfig(size=SIZE, width=8, hidden=32))
+    (group,) = policy.parameter_groups(4e-5, 1.0)
+    assert group["lr"] == 4e-5
+    assert [id(p) for p in group["params"]] == [id(p) for p in policy.parameters()]
+
+
+def test_gradient_checkpointing_computes_layers_again(checkpoint):
+    """Also in evaluation mode, which is PPO's: two forwards of a layer's inside for one gradient,
+    and the same gradient as without."""
+    gradients, calls = [], []
+    for on in (True, False):
+        policy = moved(vla(checkpoint, gradient_checkpointing=on)).eval()
+        count = []
+        inside = [m for n, m in policy.named_modules() if n.endswith("layers.0.mlp")]
+        inside[-1].register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        policy(scripted_batch())[0].backward()
+        calls.append(len(count))
+        gradients.append(policy.backbone.placeholders.grad)
+    assert calls == [2, 1]
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_bfloat16(checkpoint):
+    """Frozen weights in half the bytes, adapters in float32, the answer nearly the same."""
+    policy, half = moved(vla(checkpoint)), vla(checkpoint, bf16=True).eval()
+    half.load_state_dict(policy.state_dict())
+    kinds = {"lora_" in n: p.dtype for n, p in half.backbone.vlm.named_parameters()}
+    assert kinds == {False: torch.bfloat16, True: torch.float32}
+    batch = scripted_batch()
+    full, out = answer(policy.eval(), batch), answer(half, batch)
+    assert out.dtype == torch.float32
+    assert (out - full).abs().max() < 0.2 * full.abs().max()
+    half(batch)[0].backward()
+    assert half.mean_head.weight.grad.isfinite().all()
+
+
+# ------------------------------------------------------------------------------- saving and loading
+
+
+def test_saved_are_adapters_and_heads(checkpoint, tmp_path):
+    """The file names the model and does not hold it; loaded, it answers the same."""
+    policy, batch = moved(vla(checkpoint)).eval(), scripted_batch()
+    path = tmp_path / "policy.safetensors"
+    runs.save_part(path, policy, asdict(policy.config))
+    for name in policy.state_dict():
+        assert not name.startswith("backbone.vlm.") or "lora_" in name
+    again = vla(checkpoint, seed=7)
+    assert not torch.allclose(answer(again.eval(), batch), answer(policy, batch), atol=1e-3)
+    runs.load_part(path, again, asdict(again.config))
+    assert torch.equal(answer(again, batch), answer(policy, batch))
+    other = replace(policy.config, pretrained=large(checkpoint, rank=2))
+    with pytest.raises(runs.BadRun, match="lora_rank: saved 4, expected 2"):
+        runs.load_part(path, again, asdict(other))
+
+
+def test_merged_answers_as_before(checkpoint, tmp_path):
+    """A full checkpoint: no adapters, no peft, the same answers, wherever it is moved."""
+    policy, batch = moved(vla(checkpoint)).eval(), scripted_batch()
+    before = answer(policy, batch)
+    runs.export_policy(policy, tmp_path / "merged")
+    assert torch.equal(answer(policy, batch), before)  # the policy itself stays as it was
+    (tmp_path / "merged").rename(tmp_path / "elsewhere")
+    merged = runs.exported_policy(tmp_path / "elsewhere")
+    assert not any("lora_" in name for name, _ in merged.named_parameters())
+    assert torch.allclose(answer(merged, batch), before, atol=1e-4)
+    plain = vla(checkpoint, rank=0).eval()
+    plain.load_state_dict({k: v for k, v in policy.state_dict().items() if "lora_" not in k})
+    assert not torch.allclose(answer(plain, batch), before, atol=1e-3)  # the adapters did something
+    with pytest.raises(runs.BadRun, match="not empty"):
+        runs.export_policy(policy, tmp_path / "elsewhere")
+
+
+def test_checkpoints_from_before_can_be_read(tmp_path):
+    """Of a small part neither the description nor config.json names a pretrained model's
+    settings; a run folder of an earlier version is read as the same run."""
+    config = PolicyConfig(size=SIZE, width=8, hidden=32)
+    old = asdict(config)
+    del old["pretrained"]
+    assert runs._used(asdict(config)) == old
+    part = Reflector(ReflectorConfig(size=SIZE, width=32))
+    assert "pretrained" not in runs._used(part.description())["config"]
+    path = tmp_path / "policy.safetensors"
+    runs.save_part(path, Policy(config), old)
+    runs.load_part(path, Policy(config), asdict(config))
+    settings = json.loads(runs.config_to_json(runs.preset("debug")))
+    for name in ("policy", "reflector"):
+        del settings[name]["pretrained"]
+    for name in ("loop", "real_loop"):
+        del settings[name]["adapter_rate"]
+    assert runs.config_from_json(json.dumps(settings)) == runs.preset("debug")
+
+
+def test_run_settings_come_back(checkpoints):
+    """config.json holds the settings of a run with a pretrained model."""
+    config = runs.with_pretrained(runs.preset("debug"), str(checkpoints["llava"]))
+    assert runs.config_from_json(runs.config_to_json(config)) == config
+
+
+# ----------------------------------------------------------------------------------- the reflector
+
+
+def reader(folder, size: int = SIZE) -> Reflector:
+    """A reflector on a tiny frozen checkpoint."""
+    torch.manual_seed(0)
+    return Reflector(ReflectorConfig(size=size, pretrained=large(folder)))
+
+
+def scripted_frames(rows: int = 4) -> dict[str, torch.Tensor]:
+    """Rows of three frames each; every second one is a success."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, 3, SIZE, SIZE, 3)
+    return {
+        "frames": torch.randint(0, 256, shape, generator=generator).to(torch.uint8),
+        "tokens": tokenize([INSTRUCTIONS[task][0] for task in list(INSTRUCTIONS)[:rows]]),
+        "state": torch.tensor([0.0, 0.6, 0.2, 1.0]).expand(rows, -1),
+        "label": torch.arange(rows) % 2.0,
+    }
+
+
+def test_reflector_reads_three_frames_and_the_words(checkpoint):
+    """R is a probability; each frame and the words change it; rows are judged alone."""
+    reflector, batch = reader(checkpoint).eval(), scripted_frames()
+    inputs = (batch["frames"], batch["tokens"], batch["state"])
+    reward = reflector.reward(*inputs)
+    assert reward.shape == (4,) and reward.min() >= 0 and reward.max() <= 1
+    alone = reflector.reward(*(x[2:3] for x in inputs))
+    assert torch.allclose(reward[2:3], alone, atol=1e-5)
+    for frame in range(3):
+        other = batch["frames"].clone()
+        other[:, frame] = 255 - other[:, frame]
+        assert (reflector.reward(other, *inputs[1:]) - reward).abs().max() > 1e-5, frame
+    other = reflector.reward(batch["frames"], batch["tokens"].roll(1, 0), batch["state"])
+    assert (other - reward).abs().max() > 1e-5
+
+
+def test_reflector_trains_its_head_only_and_reads_each_frame_once(checkpoint):
+    """Thirty steps over two batches of the same four rows: four rows go through the model."""
+    reflector, batch = reader(checkpoint), scripted_frames()
+    frozen = [p.clone() for p in reflector.vlm.parameters()]
+    read = []
+    reflector.vlm.vlm.register_forward_hook(lambda m, args, out: read.append(len(args[0])))
+    flipped = {name: x.flip(0) for name, x in batch.items()}
+    with torch.no_grad():
+        first = reflector(batch)[0].item()
+    fit(
+        reflector,
+        lambda step: flipped if step % 2 else batch,
+        FitConfig(steps=30, learning_rate=3e-2, warmup=1),
+    )
+    assert sum(read) == 4
+    with torch.no_grad():
+        assert reflector(batch)[0].item() < 0.8 * first
+    for weight, before in zip(reflector.vlm.parameters(), frozen, strict=True):
+        assert weight.grad is None and not weight.requires_grad and torch.equal(weight, before)
+    assert reflector.head.weight.grad is not None
+
+
+def test_what_is_remembered_is_bounded(checkpoints):
+    """The oldest rows are forgotten first, and a batch larger than the memory still works."""
+    reflector, batch = reader(checkpoints["smolvlm"]).eval(), scripted_frames()
+    reflector.vlm.remembered = 3
+    frames = stack_frames(batch["frames"])
+    whole = reflector.vlm(frames, batch["tokens"])
+    assert len(reflector.vlm._memory) == 3
+    read = []
+    reflector.vlm.vlm.register_forward_hook(lambda m, args, out: read.append(len(args[0])))
+    assert torch.equal(reflector.vlm(frames[1:], batch["tokens"][1:]), whole[1:])
+    assert read == []
+    again = reflector.vlm(frames[[0, 0]], batch["tokens"][[0, 0]])
+    assert read == [1] and torch.allclose(again, whole[[0, 0]], atol=1e-5)
+
+
+def test_reflector_is_saved_without_the_model(checkpoint, tmp_path):
+    """Head, threshold and calibration; loaded, it judges the same."""
+    reflector, batch = reader(checkpoint).eval(), scripted_frames()
+    reflector.threshold.fill_(0.25)
+    path = tmp_path / "reflector.safetensors"
+    runs.save_part(path, reflector, reflector.description())
+    assert not any("language_model" in name for name in reflector.state_dict())
+    assert path.stat().st_size < 10_000
+    again = reader(checkpoint)
+    again.head.reset_parameters()
+    runs.load_part(path, again, again.description())
+    inputs = (batch["frames"], batch["tokens"], batch["state"])
+    assert again.threshold == 0.25
+    assert torch.equal(again.reward(*inputs), reflector.reward(*inputs))
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+def complaint(config: PretrainedConfig) -> str:
+    """The one line that `check` refuses with."""
+    with pytest.raises(BadCheckpoint) as caught:
+        check(config)
+    text = str(caught.value)
+    assert "\n" not in text and text.count("; ") >= 2 and "expected" in text
+    return text
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A whole checkpoint to take something from."""
+    save_tiny(tmp_path, "llava")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors"],
+)
+def test_a_missing_file_is_named(damaged, missing):
+    (damaged / missing).unlink()
+    assert missing in complaint(large(damaged))
+
+
+def test_pickled_weights_are_not_read(damaged):
+    """A checkpoint with pytorch_model.bin only."""
+    (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
+    assert "pickled" in complaint(large(damaged))
+
+
+def test_a_missing_shard_is_named(damaged):
+    """An index that lists two files of which one is there."""
+    (damaged / "model.safetensors").rename(damaged / "model-1.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (damaged / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-2.safetensors" in complaint(large(damaged))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_was_cut_short_is_named(damaged, name):
+    whole = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(whole[: len(whole) // 2])
+    assert name in complaint(large(damaged))
+
+
+@pytest.mark.parametrize("kind", ["llama", "openvla", None])
+def test_an_architecture_that_reads_no_pictures_is_refused(damaged, kind):
+    """A text-only model, one that brings its own code, none at all."""
+    settings = {"model_type": kind, "auto_map": {"AutoConfig": "evil.Config"}}
+    (damaged / "config.json").write_text(json.dumps(settings))
+    (damaged / "evil.py").write_text("raise SystemExit('this code must never run')")
+    assert f"unknown architecture {kind!r}" in complaint(large(damaged))
+
+
+def test_weights_of_another_architecture_are_refused(checkpoints, damaged):
+    """Those of LLaVA, said to be PaliGemma's."""
+    (damaged / "config.json").write_bytes((checkpoints["paligemma"] / "config.json").read_bytes())
+    with pytest.raises(BadCheckpoint, match=r"cannot be used.*expected an image-text"):
+        PretrainedVLM(large(damaged))
+
+
+def test_a_missing_weight_is_named(damaged):
+    """Otherwise transformers would fill the gap with random numbers."""
+    from safetensors.torch import load_file, save_file
+
+    path = damaged / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "q_proj" in name and "language_model" in name)
+    del weights[name]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(BadCheckpoint, match=r"cannot be used \(no weights for .*q_proj"):
+        PretrainedVLM(large(damaged))
+
+
+def test_no_access_to_the_hub(monkeypatch):
+    """An id that is not in the cache, without network; and a path that is no id."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    text = complaint(large("nobody/a-model-that-is-not-there"))
+    assert "no access to it on the hub" in text and "network" in text
+    assert "no such folder" in complaint(large("/no/such/folder"))
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(checkpoints, monkeypatch, capsys):
+    """The line says what it needs and what there is; with room it says so too, and goes on."""
+    import psutil
+    import transformers
+
+    folder = checkpoints["qwen2_vl"]
+    Memory = namedtuple("Memory", "available")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(1000))
+    monkeypatch.setattr(transformers, "AutoModelForImageTextToText", None)  # would fail if used
+    text = complaint(large(folder))
+    assert re.search(r"needs about \S+ GiB of memory \(estimate\).*available", text)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(2**30))
+    check(large(folder))
+    assert re.search(r"needs about \S+ GiB .*, 1 are available", capsys.readouterr().err)
+
+
+def test_memory_is_counted_from_the_headers(checkpoints):
+    """All weights once, times their width, plus the allowance."""
+    folder = checkpoints["smolvlm"]
+    weights = sum(p.numel() for p in PretrainedVLM(large(folder)).model.parameters())
+    files = pretrained.weight_files(folder)
+    assert pretrained.memory_needed(files, bf16=False) == round(4 * weights * pretrained.OVERHEAD)
+    assert pretrained.memory_needed(files, bf16=True) == round(2 * weights * pretrained.OVERHEAD)
+
+
+def test_missing_peft_is_named(checkpoints, monkeypatch):
+    """Only where adapters are wanted: a frozen reflector does not need it."""
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert "requirements-gpu.txt" in complaint(large(checkpoints["llava"], rank=4))
+    check(large(checkpoints["llava"]))
+
+
+def test_settings_that_contradict_each_other():
+    """A backbone without a checkpoint, a checkpoint without the backbone, a trained reflector."""
+    with pytest.raises(ValueError, match="expected both or neither"):
+        PolicyConfig(backbone="pretrained")
+    with pytest.raises(ValueError, match="expected both or neither"):
+        PolicyConfig(pretrained=large("somewhere"))
+    with pytest.raises(ValueError, match="expected 0"):
+        ReflectorConfig(pretrained=large("somewhere", rank=4))
+    with pytest.raises(ValueError, match="lora_rank: got -1"):
+        PretrainedConfig(lora_rank=-1)
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
+    """Exit code 2, and no run folder."""
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as caught:
+        cli.app(["train", "--pretrained", "/no/such/model", "--out", str(out), "--preset", "debug"])
+    assert caught.value.code == 2 and not out.exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    missing = "peft" if "peft" in line else "/no/such/model"
+    assert line.startswith("error: ") and missing in line
+
+
+# ------------------------------------------------------------------------------------------ presets
+
+
+def test_paper_preset_has_the_papers_numbers():
+    """Those of its section "RL post-training"."""
+    config = runs.preset("paper")
+    assert config.policy.pretrained.lora_rank == 32 and config.policy.backbone == "pretrained"
+    assert config.reflector.pretrained.checkpoint and config.reflector.threshold == 0.5
+    for loop in (config.loop, config.real_loop):
+        assert (loop.adapter_rate, loop.learning_rate) == (1e-4, 1e-5)
+        assert (loop.rollouts, loop.clip, loop.minibatch, loop.iterations) == (8, 0.1, 4, 20)
+        assert (loop.branch, loop.noise, loop.time_penalty, loop.held) == (0, 1.0, 0.0, False)
+
+
+def test_a_pretrained_model_in_any_preset(checkpoints, monkeypatch):
+    """Policy and reflector take it, by a path that holds anywhere; nothing else changes but the
+    rates."""
+    before, folder = runs.preset("debug"), str(checkpoints["smolvlm"])
+    monkeypatch.chdir(checkpoints["smolvlm"].parent)
+    after = runs.with_pretrained(before, "smolvlm")
+    assert after.policy.pretrained == PretrainedConfig(folder, lora_rank=32)
+    assert after.reflector.pretrained == PretrainedConfig(folder)
+    assert after.simulator == before.simulator and after.loop.groups == before.loop.groups
+    assert runs.with_pretrained(before, "") == before
