@@ -58,13 +58,19 @@ def next_motion(state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor)
     return torch.cat([state, target], dim=1)
 
 
+def motions_along(states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """States (T, S) or more and the chunks (T, K, A) after them -> the motion before every decision
+    and that after the last, (T+1, S+3)."""
+    motions = [motion_at_rest(states[:1])]
+    for t in range(len(actions)):
+        motions.append(next_motion(states[t : t + 1], motions[-1], actions[t : t + 1]))
+    return torch.cat(motions)
+
+
 def motion_before(episode, t: int) -> np.ndarray:
     """The motion before decision t of an episode (T: after its last), (S+3,) float32."""
     states, actions = torch.from_numpy(episode.state), torch.from_numpy(episode.action)
-    motion = motion_at_rest(states[:1])
-    for now in range(t):
-        motion = next_motion(states[now : now + 1], motion, actions[now : now + 1])
-    return motion[0].numpy()
+    return motions_along(states, actions[:t])[-1].numpy()
 
 
 def contact_features(
@@ -163,10 +169,7 @@ class Kinematics(nn.Module):
             states, actions = (
                 torch.from_numpy(x).to(device) for x in (episode.state, episode.action)
             )
-            motions = [motion_at_rest(states[:1])]
-            for t in range(len(episode) - 1):
-                motions.append(next_motion(states[t : t + 1], motions[-1], actions[t : t + 1]))
-            now = states[:-1], torch.cat(motions), actions
+            now = states[:-1], motions_along(states, actions[:-1]), actions
             off = (states[1:] - self.smooth(*now)) / self.unit
             rows.append(torch.cat([contact_features(*now), off], dim=1))
         rows = torch.cat(rows)
