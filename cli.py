@@ -255,7 +255,7 @@ def demos_inspect(
 ) -> None:
     """Show statistics; write a contact sheet (PNG) and a film (the first episode of each task)."""
     import demos
-    import report
+    import films
 
     one_of("--film", film, ("gif", "mp4"))
     episodes, _ = read_episodes(folder)
@@ -265,8 +265,8 @@ def demos_inspect(
             shown += [e for e in episodes if f"{e.task} / {e.source}" == row][:4]
         demos.write_png(temporary / "contact_sheet.png", demos.contact_sheet(shown))
         first = {episode.task: episode for episode in reversed(episodes)}
-        films = [first[task].image for task in sorted(first)][:8]
-        demos.write_film(temporary / f"film.{film}", report.side_by_side(films))
+        shown = [first[task].image for task in sorted(first)][:8]
+        demos.write_film(temporary / f"film.{film}", films.side_by_side(shown))
     print_statistics(demos.statistics(episodes))
     print(f"{out / 'contact_sheet.png'}\n{out / f'film.{film}'}")
 
@@ -334,7 +334,7 @@ def train_command(
             if is_new:
                 take_back(out.absolute(), existing)
             raise
-    print(f"report: {report.write_report(run)}")
+    print(f"report: {report.write_report(run).with_suffix('.html')}")
 
 
 def build_config(
@@ -414,7 +414,9 @@ def imagine_command(
     ] = None,
 ) -> None:
     """Dream the very actions of a real episode: film and strip of both, and the reward curves."""
+    import charts
     import demos
+    import films
     import report
     from runs import Run
 
@@ -433,9 +435,9 @@ def imagine_command(
             run, simulator, reflector, policy, task, seed
         )
         eta = float(reflector.threshold)
-        demos.write_film(temporary / f"{name}.gif", report.side_by_side([episode.image, dream]))
-        demos.write_png(temporary / f"{name}.png", report.strip([episode.image, dream]))
-        chart = report.reward_curves(curves, eta, episode.first_success)
+        demos.write_film(temporary / f"{name}.gif", films.side_by_side([episode.image, dream]))
+        demos.write_png(temporary / f"{name}.png", films.strip([episode.image, dream]))
+        chart = charts.reward_curves(curves, eta, episode.first_success)
         demos.write_atomically(temporary / f"{name}_reward.png", chart)
     print(report.imagine_numbers(episode, dream, curves, eta))
     for ending in (".gif", ".png", "_reward.png"):
@@ -481,14 +483,18 @@ def evaluate_command(
 
 
 @app.command("report")
-def report_command(folder: RunFolder) -> None:
-    """Rewrite a run's report.md from what its stages recorded."""
-    import report
-    from runs import Run
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(help="A run folder, or several.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Several runs: their page; default: comparison.html beside the first."),
+    ] = None,
+) -> None:
+    """Rewrite a run's report.md and report.html; compare several runs in one page."""
+    import overview
 
-    run = Run.open(folder)
-    check_output(run.folder, PICTURES_MB)
-    print(report.write_report(run))
+    for path in overview.write(folders, out):
+        print(path)
 
 
 @app.command("trust")

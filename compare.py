@@ -36,11 +36,11 @@ import numpy as np
 import torch
 
 import train as stages
+from charts import BLUE, GREY, ORANGE, png
 from demos import write_atomically
 from evaluate import TERMINATIONS, cpu_seconds, mean_interval, test_starts
 from fit import fit
 from policy import imitation_batches
-from report import BLUE, GREY, ORANGE, png
 from runs import Run, RunConfig, save_part
 
 ON_THE_WAY = {  # method -> the stages of the run "dream" that it is made of

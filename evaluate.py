@@ -19,6 +19,11 @@ from tasks import Start, split_seeds
 TERMINATIONS = ("oracle", "reflector", "none")
 
 
+def known(value) -> bool:
+    """Whether it is a number that could be measured: neither None nor nan."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's 95 % interval of a success rate.
 
@@ -116,6 +121,106 @@ def summarize(episodes: list[Episode], successes: list[bool], termination: str) 
         "decisions": float(np.mean([len(e) for e in episodes])),
         "tasks": rows,
     }
+
+
+# ---------------------------------------------------------------------------------------- agreement
+
+
+def agreement(imagined: np.ndarray, real: np.ndarray, tasks: list[str]) -> dict:
+    """Imagined against real success of the same n starts.
+
+    imagined, real: (n,) bool; tasks: the n names. Returns
+        "n", "table": counts {"both", "hallucinated", "missed", "neither"} (table below),
+        "agreement", "hallucinated", "missed": shares OF ALL STARTS,
+        "kappa": Cohen's, 0 where agreement is what chance would give, 1 where it is perfect,
+        "tasks": {task: {"imagined", "real", "agreement": shares, "n"}},
+        "rank_over_tasks": Spearman's correlation of imagined and real success rate.
+    Raises ValueError for no starts or for different lengths.
+
+                           reality: success   reality: failure
+        dream: success     both               hallucinated
+        dream: failure     missed             neither
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    imagined, real = np.asarray(imagined, bool), np.asarray(real, bool)
+    n = len(imagined)
+    if not n or real.shape != (n,) or len(tasks) != n:
+        raise ValueError(
+            f"agreement: got {n} imagined, {len(real)} real outcomes and {len(tasks)} tasks; "
+            "expected one of each for every start; play the same starts in both"
+        )
+    counts = {
+        "both": int((imagined & real).sum()),
+        "hallucinated": int((imagined & ~real).sum()),
+        "missed": int((~imagined & real).sum()),
+        "neither": int((~imagined & ~real).sum()),
+    }
+    rows = {}
+    for task in dict.fromkeys(tasks):
+        at = np.array([name == task for name in tasks])
+        rows[task] = {
+            "imagined": wilson_share(int(imagined[at].sum()), int(at.sum())),
+            "real": wilson_share(int(real[at].sum()), int(at.sum())),
+            "agreement": wilson_share(int((imagined == real)[at].sum()), int(at.sum())),
+            "n": int(at.sum()),
+        }
+    # kappa = (p_o - p_e) / (1 - p_e): p_o the observed agreement, p_e that of two independent
+    # coins with the same rates. It has no value where p_e = 1: both always say the same one word.
+    one_word = len({*imagined.tolist(), *real.tolist()}) == 1
+    rates = [[row[kind]["share"] for row in rows.values()] for kind in ("imagined", "real")]
+    return {
+        "n": n,
+        "table": counts,
+        "agreement": wilson_share(counts["both"] + counts["neither"], n),
+        "hallucinated": wilson_share(counts["hallucinated"], n),
+        "missed": wilson_share(counts["missed"], n),
+        "kappa": None if one_word else float(cohen_kappa_score(imagined, real)),
+        "tasks": rows,
+        "rank_over_tasks": _spearman(*rates),
+    }
+
+
+def rank_over_checkpoints(imagined_rates: list[float], real_rates: list[float]) -> float | None:
+    """Spearman's correlation in [-1, 1] of imagined and real success over policies: would the dream
+    choose the checkpoint that is best in reality? None with fewer than 3 policies, or constants."""
+    return _spearman(imagined_rates, real_rates)
+
+
+def _spearman(x: list[float], y: list[float]) -> float | None:
+    """rho = correlation of the ranks; two points always lie on a line, so they say nothing."""
+    from scipy.stats import spearmanr
+
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(spearmanr(x, y).statistic)
+
+
+def percent(share: dict | float) -> str:
+    """A rate, or a share without its interval, in whole percent."""
+    return f"{100 * (share['share'] if isinstance(share, dict) else share):.0f} %"
+
+
+def with_interval(share: dict) -> str:
+    """A share and its interval, in whole percent."""
+    return f"{percent(share)} ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
+
+
+def or_undefined(value: float | None) -> str:
+    """Two decimals of what may not be measurable."""
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def agreement_words(policy: str, report: dict) -> str:
+    """What `agreement` found for a policy, in a sentence."""
+    share = report["agreement"]
+    return (
+        f"{policy}: the dream and reality agree in {percent(share)} of {report['n']} starts "
+        f"({100 * share['low']:.0f} to {100 * share['high']:.0f}; "
+        f"kappa {or_undefined(report['kappa'])}); "
+        f"it hallucinates success in {percent(report['hallucinated'])}, "
+        f"misses it in {percent(report['missed'])}"
+    )
 
 
 # ---------------------------------------------------------------------------------------- simulator

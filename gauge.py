@@ -26,6 +26,7 @@ import math
 import numpy as np
 
 from demos import Episode, play
+from films import telling_films
 from novelty import Novelty
 from tasks import SPLITS, EnvConfig, Start
 from worldenv import WorldEnv, start_frames
@@ -59,6 +60,7 @@ class Gauge:
     probes: dicts of "iteration" (updates made before it), "real" and "imagined" (success of every
     start, lists of 0 and 1 in the order of `starts`), and "novel" (share of novel decisions of
     every dream, see novelty.py, to compare that stop rule with this one).
+    films: of every probe what `films.telling_films` found: a success and the worst lie.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Gauge:
         self.config, self.every, self.novelty = config, every, novelty
         self.probes: list[dict] = []
         self.imagined_frames = 0  # the ledger
+        self.films: list[dict] = []
         self._weights: list[dict] = []
 
     def look(self, policy, iteration: int) -> bool:
@@ -85,6 +88,7 @@ class Gauge:
                 "novel": [self.novelty.share(episode) for episode in dream],
             }
         )
+        self.films.append(telling_films(self.parts[1], real, dream))
         self.imagined_frames += sum(len(episode) for episode in dream)
         self._weights.append(copy.deepcopy(policy.state_dict()))
         return ended(self.probes) < len(self.probes)
@@ -111,6 +115,10 @@ class Gauge:
         index = kept(self.probes)
         policy.load_state_dict(self._weights[index])
         return self.probes[index]["iteration"]
+
+    def kept_films(self) -> dict[str, tuple[str, np.ndarray]]:
+        """The films of the probe to keep: {"success" or "lie": (what it shows, film)}."""
+        return self.films[kept(self.probes)]
 
 
 def shares(probe: dict) -> dict[str, float]:

@@ -1,46 +1,94 @@
-"""report.md and the charts: what a run did, told from stages.json alone.
+"""report.md, report.html and the charts: what a run did, told from stages.json alone.
 
-Nothing is measured here: `write_report` only formats what the stages recorded, so a report can be
-rewritten at any time and of a run that is only half done. Colours are those of Okabe and Ito,
-which colour-blind readers tell apart.
+Nothing is measured here: `write_report` only formats what the stages recorded (and what `trust`
+left in RUN/trust), so a report can be rewritten at any time and of a run that is only half done.
+The HTML page is the Markdown text, rendered by page.py with pictures and films in it.
 """
 
 from __future__ import annotations
 
-import io
-import math
-from importlib import metadata
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from charts import POLICIES, learning_chart, rl_chart, success_chart
 from demos import Episode, write_atomically
-from evaluate import TERMINATIONS, psnr, wilson
+from evaluate import (
+    TERMINATIONS,
+    agreement,
+    agreement_words,
+    known,
+    or_undefined,
+    psnr,
+    with_interval,
+)
 from gauge import shares
 from novelty import trusted
-from runs import Run
-from train import stages_of
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-PACKAGES = ("torch", "diffusers", "transformers", "gymnasium", "metaworld", "mujoco", "numpy")
+from page import html_page, plain
+from runs import BadRun, Run, RunConfig, versions
+from train import round_of, stages_of
 
 
 def write_report(run: Run) -> Path:
-    """Write report.md (and pictures/rl.png) into the run folder; return the report's path."""
-    history = run.stages.get("rl", {}).get("history", [])
-    if history:
-        (run.folder / "pictures").mkdir(exist_ok=True)
-        write_atomically(run.folder / "pictures" / "rl.png", rl_chart(history))
-    probes = run.stages.get("rl", {}).get("probes", [])
-    if probes:
-        write_atomically(run.folder / "pictures" / "gauge.png", gauge_chart(probes))
-    sections = [_title, _results, _cost, _ledger, _simulator, _reflector, _rl, _gauge]
-    sections += [_pictures, _settings, _versions]
-    path = run.folder / "report.md"
+    """Write report.md, report.html and their charts (pictures/*.png) into the run folder; return
+    the path of report.md. Raises BadRun (ValueError) for a damaged RUN/trust/trust.json."""
+    sections = [_title, _results, _learning, _gauge, _trust, _films, _reflector, _simulator, _rl]
+    sections += [_cost, _ledger, _settings, _versions, _pictures]
     written = ["\n".join(section(run)) for section in sections]  # "" where a stage has not run yet
     text = "\n\n".join(part for part in written if part) + "\n"
+    for name, chart in _charts(run).items():
+        (run.folder / "pictures").mkdir(exist_ok=True)
+        write_atomically(run.folder / "pictures" / name, chart)
+    page = html_page(text, lambda name: _bytes(run.folder / name))
+    write_atomically(run.folder / "report.html", page.encode())
+    path = run.folder / "report.md"
     write_atomically(path, text.encode())
     return path
+
+
+def _charts(run: Run) -> dict[str, bytes]:
+    """File name -> PNG, for the stages that have run."""
+    results = run.stages.get("evaluate", {}).get("results", {})
+    found = {
+        f"success_{name}.png": success_chart(results, name, run.config.tasks)
+        for name in _judged(results)
+    }
+    history, probes = whole_loop(run)
+    if history:
+        found["learning.png"] = learning_chart(history, probes, run.config.rl_env)
+        found["rl.png"] = rl_chart(history)
+    return found
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _judged(results: dict) -> list[str]:
+    """The terminations that any policy was measured under."""
+    return [name for name in TERMINATIONS if any(name in result for result in results.values())]
+
+
+def of_rounds(run: Run, name: str) -> list[dict]:
+    """What a stage recorded in each round that it is finished in, e.g. rl and rl_2."""
+    names = [n for n in stages_of(run.config) if round_of(n)[0] == name]
+    return [run.stages[n] for n in names if n in run.stages]
+
+
+def _last(run: Run, name: str) -> dict:
+    return (of_rounds(run, name) or [{}])[-1]
+
+
+def whole_loop(run: Run) -> tuple[list[dict], list[dict]]:
+    """(history, probes) of LOOP over all rounds; a probe's iteration counts from the first."""
+    history, probes = [], []
+    for stage in of_rounds(run, "rl"):
+        for probe in stage.get("probes", []):
+            probes.append(probe | {"iteration": probe["iteration"] + len(history)})
+        history += stage["history"]
+    return history, probes
 
 
 # ----------------------------------------------------------------------------------------- sections
@@ -50,7 +98,7 @@ def _title(run: Run) -> list[str]:
     dream, real = "inside the dream", "in the real simulator (baseline)"
     where = real if run.config.rl_env == "real" else dream
     lines = [
-        f"# World-Env: {run.folder.name}",
+        f"# World-Env: {plain(run.folder.resolve().name)}",
         "",
         f"{run.config.demos} demonstrations per task, seed {run.config.seed}, LOOP {where}.",
     ]
@@ -67,19 +115,22 @@ def _results(run: Run) -> list[str]:
     tasks = list(run.config.tasks)
     rows = []
     for termination in TERMINATIONS:
-        for name, label in (
-            ("sft", "SFT"), ("filtered_bc", "filtered BC"), ("policy", "post-trained"),
-        ):  # fmt: skip
+        for name, (label, *_) in POLICIES.items():
             result = results.get(name, {}).get(termination)
             if result is None:
                 continue
             mean = {"success": result["mean"], "low": result["low"], "high": result["high"]}
-            cells = [_rate(row) for row in (mean, *(result["tasks"][task] for task in tasks))]
+            cells = [rate(row) for row in (mean, *(result["tasks"][task] for task in tasks))]
             rows.append([label, termination, *cells])
     n = next(iter(next(iter(results.values())).values()))["n"]
-    lines = ["## Real success", "", *_table(["policy", "stopped by", "mean", *tasks], rows), ""]
+    header = ["policy", "stopped by", "mean", *map(plain, tasks)]
+    lines = ["## Real success", "", *table(header, rows), ""]
     lines += [f"Percent of {n} test starts, {n // len(tasks)} a task, with Wilson's 95 % interval."]
-    return lines + _gains(results)
+    lines += [*_gains(results), ""]
+    return lines + [
+        f"![Real success, stopped by {name}](pictures/success_{name}.png)"
+        for name in _judged(results)
+    ]
 
 
 def _gains(results: dict) -> list[str]:
@@ -103,7 +154,7 @@ def _cost(run: Run) -> list[str]:
     peak = max(stage["peak_gib"] for _, stage in done)
     rows.append(["**all**", f"{seconds / 60:.1f} min", f"{peak:.1f} GiB", ""])
     header = ["stage", "time", "peak memory so far", "what came out"]
-    return ["## Time and memory", "", *_table(header, rows)]
+    return ["## Time and memory", "", *table(header, rows)]
 
 
 def _ledger(run: Run) -> list[str]:
@@ -112,11 +163,11 @@ def _ledger(run: Run) -> list[str]:
         return []
     rows = [[name.replace("_", " "), f"{count:,}"] for name, count in spent.items()]
     note = "Real interaction is everything except imagined frames; a step is one environment step."
-    return ["## Ledger", "", *_table(["what", "count"], rows), "", note]
+    return ["## Ledger", "", *table(["what", "count"], rows), "", note]
 
 
 def _simulator(run: Run) -> list[str]:
-    card = run.stages.get("simulator")
+    card = _last(run, "simulator")
     if not card:
         return []
     rows = []
@@ -124,14 +175,14 @@ def _simulator(run: Run) -> list[str]:
         values = [card.get(f"{key}_psnr_{depth}") for depth in ("1", "5", "last")]
         rows.append([label, *(_number(value, "{:.1f} dB") for value in values)])
     header = ["open-loop PSNR after", "1 decision", "5", "all"]
-    lines = ["## Simulator", "", *_table(header, rows), ""]
+    lines = ["## Simulator", "", *table(header, rows), ""]
     off, last = (_number(card.get(key), "{:.0f}") for key in ("hand_mm", "hand_mm_last"))
     lines += [f"On {card.get('episodes', '?')} held-out episodes."]
     return lines + [f"The dreamt hand is {off} mm off on average, {last} mm at the last decision."]
 
 
 def _reflector(run: Run) -> list[str]:
-    card = run.stages.get("reflector")
+    card = _last(run, "reflector")
     if not card:
         return []
     sides = (card, card.get("generated", {}))
@@ -151,7 +202,7 @@ def _reflector(run: Run) -> list[str]:
         f"On {card.get('episodes', '?')} held-out episodes, {card.get('frames', '?')} frames, and "
         f"on dreams of their actions; threshold eta {_number(card.get('threshold'), '{:.2f}')}."
     )
-    return ["## Reflector", "", *_table(["measure", "real", "generated"], rows), "", note]
+    return ["## Reflector", "", *table(["measure", "real", "generated"], rows), "", note]
 
 
 # What each metric of ppo.update means and where it is healthy.
@@ -168,22 +219,35 @@ RL_METRICS = {
 
 
 def _rl(run: Run) -> list[str]:
-    history = run.stages.get("rl", {}).get("history", [])
+    history, _ = whole_loop(run)
     if not history:
         return []
     rows = []
     for name, meaning in RL_METRICS.items():
-        values = [step[name] for step in history if _known(step.get(name))]
+        values = [step[name] for step in history if known(step.get(name))]
         if values:
             rows.append([name, f"{values[0]:.3g}", f"{values[-1]:.3g}", meaning])
     lines = ["## Reinforcement learning", ""]
-    lines += [*_table(["metric", "first", "last", "meaning"], rows), ""]
+    lines += [*table(["metric", "first", "last", "meaning"], rows), ""]
     lines += [f"{len(history)} iterations.", ""]
     return lines + ["![RL metrics over iterations](pictures/rl.png)"]
 
 
+def _learning(run: Run) -> list[str]:
+    history, probes = whole_loop(run)
+    if not history:
+        return []
+    curves = "Success of the rollouts that LOOP learns from, which carry noise"
+    if any("real" in probe for probe in probes):
+        curves += ", and of the mean policy from the same starts, imagined and real"
+    elif probes:
+        curves += ", and of the mean policy in the dream; no real episode was played"
+    lines = ["## Learning curve", "", f"{curves}. Bars are Wilson's 95 % intervals.", ""]
+    return lines + ["![Success over the iterations of LOOP](pictures/learning.png)"]
+
+
 def _gauge(run: Run) -> list[str]:
-    stage = run.stages.get("rl", {})
+    stage = _last(run, "rl")
     probes = stage.get("probes")
     if not probes or "novel" not in probes[0]:  # no gauge, or a run of an earlier version
         return []
@@ -195,7 +259,7 @@ def _gauge(run: Run) -> list[str]:
         rates = shares(probe) if real else {"imagined": float(np.mean(probe["imagined"]))}
         rates = {"novel": float(np.mean(probe["novel"])), **rates}
         rows.append([str(probe["iteration"]), *(f"{share:.0%}" for share in rates.values())])
-    lines = ["## Does the dream tell the truth?", "", *_table(header, rows), ""]
+    lines = ["## Does the dream tell the truth?", "", *table(header, rows), ""]
     lines += [
         "Novel: the dreamt hand is farther from every recorded one than 95 % of held-out real ones "
         "are.",
@@ -210,28 +274,101 @@ def _gauge(run: Run) -> list[str]:
     lines += [f"The policy after {stage['kept']} iterations was kept."]
     if stage.get("warning"):
         lines += ["", f"**{stage['warning']}.**"]
-    return lines + ["", "![Imagined and real success](pictures/gauge.png)"]
+    found = kept_agreement(run)
+    return lines + (["", *_agreement("The kept policy", found)] if found else [])
+
+
+def kept_agreement(run: Run) -> dict | None:
+    """`evaluate.agreement` of dream and reality on the policy that LOOP kept, at the gauge's
+    starts; None where the gauge played no real episodes."""
+    stage = _last(run, "rl")
+    kept = [p for p in stage.get("probes", []) if p["iteration"] == stage["kept"] and "real" in p]
+    if not kept:
+        return None
+    # gauge.probe_starts: as many starts of every task, the tasks in order
+    each = len(kept[0]["real"]) // len(run.config.tasks)
+    tasks = [task for task in run.config.tasks for _ in range(each)]
+    return agreement(np.array(kept[0]["imagined"]), np.array(kept[0]["real"]), tasks)
+
+
+def _agreement(policy: str, found: dict) -> list[str]:
+    """`evaluate.agreement` as the table of counts, the rows per task and a sentence."""
+    counts = found["table"]
+    lines = table(
+        ["starts", "real success", "real failure"],
+        [
+            ["dream success", f"{counts['both']}", f"{counts['hallucinated']} (hallucinated)"],
+            ["dream failure", f"{counts['missed']} (missed)", f"{counts['neither']}"],
+        ],
+    )
+    kinds = ("imagined", "real", "agreement")
+    rows = [
+        [plain(task), *(with_interval(row[kind]) for kind in kinds), str(row["n"])]
+        for task, row in found["tasks"].items()
+    ]
+    header = ["task", "imagined success", "real success", "agreement", "starts"]
+    lines += ["", *table(header, rows), "", f"{agreement_words(policy, found)}."]
+    rank = or_undefined(found["rank_over_tasks"])
+    return lines + [f"Rank correlation of imagined and real success over tasks: {rank}."]
+
+
+def _trust(run: Run) -> list[str]:
+    path = run.folder / "trust" / "trust.json"
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text())
+        about = f"{found['starts_per_task']} starts a task of the {found['split']} split"
+        lines = ["## Held against reality", "", f"`python cli.py trust`, {about}.", ""]
+        told = {agreement_words(*item) for item in found["agreement"].items()}  # below, with tables
+        lines += [f"- {plain(words)}" for words in found["words"] if words not in told]
+        for policy, report in found["agreement"].items():
+            label = POLICIES[policy][0]
+            lines += ["", f"### {label}", "", *_agreement(label, report)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadRun(
+            f"{path}: not readable ({error!r}); make it again: python cli.py trust {run.folder}"
+        ) from error
+    for name, alt in (("agreement", "Agreement per task"), ("reflector", "Reflector card")):
+        if (path.parent / f"{name}.png").is_file():
+            lines += ["", f"![{alt}](trust/{name}.png)"]
+    return lines
+
+
+def _films(run: Run) -> list[str]:
+    if run.config.rl_env == "real":  # no dream
+        return []
+    words = _last(run, "rl").get("films", {})
+    shown = [
+        (f"pictures/film_{name}.gif", f"{label}. {plain(words[name])}.")
+        for name, label in (("success", "A success"), ("lie", "The worst lie"))
+        if name in words
+    ]
+    worst = (
+        "The worst lies: framed in vermillion success in the dream only, in blue in reality only."
+    )
+    other = (
+        "Other actions from one start: real above, dream below; expert, shuffled, zero, mirrored."
+    )
+    shown += [("trust/worst.gif", worst), ("trust/counterfactual.gif", other)]
+    for task in run.config.tasks:
+        about = f"{plain(task)}: a held-out exploration episode and the dream of its actions."
+        shown.append((f"pictures/dream_{task}.gif", about))
+    shown = [(name, about) for name, about in shown if (run.folder / name).is_file()]
+    lines = ["## Films: reality left, dream right"]
+    for name, about in shown:
+        lines += ["", about, "", f"![{about.split('.')[0]}]({name})"]
+    if "rl" in run.stages and "lie" not in words and not (run.folder / "trust").is_dir():
+        lines += ["", "No lie was filmed; `python cli.py trust` with this run looks for some."]
+    return lines if len(lines) > 1 else []
 
 
 def _pictures(run: Run) -> list[str]:
-    names = sorted(
-        path.name for path in (run.folder / "pictures").glob("*") if path.suffix in (".png", ".gif")
-    )
-    stills = [
-        name for name in names if name.endswith(".png") and name not in ("rl.png", "gauge.png")
-    ]
-    films = [name for name in names if name.endswith(".gif")]
-    if not stills and not films:
+    if not (run.folder / "pictures" / "demonstrations.png").is_file():
         return []
-    lines = ["## Pictures", ""]
-    if any(name.startswith("dream_") for name in stills):
-        lines += ["Dream strips: above the real episode, below the dream of the same actions.", ""]
-    for name in stills:
-        lines += [f"![{Path(name).stem}](pictures/{name})", ""]
-    if films:
-        links = ", ".join(f"[{name}](pictures/{name})" for name in films)
-        lines += [f"Films (real left, dream right): {links}."]
-    return lines
+    about = "One of each task; frames of success are framed in green."
+    picture = "![Demonstrations](pictures/demonstrations.png)"
+    return ["## Demonstrations", "", about, "", picture]
 
 
 def _settings(run: Run) -> list[str]:
@@ -239,131 +376,62 @@ def _settings(run: Run) -> list[str]:
     fits = {"SFT": config.sft, "simulator": config.simulator_fit, "reflector": config.reflector_fit}
     exploration = f"{config.exploration} episodes per task, noise x {config.exploration_noise:g}"
     rows = [
-        ["tasks", ", ".join(config.tasks)],
+        ["tasks", plain(", ".join(config.tasks))],
         ["camera, time", f"{env.size} px, {env.chunk} steps a decision, horizon {env.horizon}"],
         ["exploration", exploration],
         *([name, f"{fit.steps} steps of {fit.batch}"] for name, fit in fits.items()),
         ["LOOP", f"{loop.iterations} iterations of {loop.groups} groups x {loop.rollouts}"],
         ["exploring in LOOP", f"branch {loop.branch}, noise x {loop.noise:g}, clip {loop.clip:g}"],
     ]
-    note = "All of them: [config.json](config.json)."
-    return ["## Settings", "", *_table(["what", "value"], rows), "", note]
+    parts: dict[str, list[str]] = {}  # config.json, a row per part
+    for name, value in flat_settings(config).items():
+        part, _, field = name.rpartition(".")
+        parts.setdefault(part or "run", []).append(f"{field} {value}")
+    everything = [[part, plain(", ".join(values))] for part, values in parts.items()]
+    lines = ["## Settings", "", *table(["what", "value"], rows), "", "All of them:", ""]
+    return lines + table(["part", "settings (config.json)"], everything)
+
+
+def flat_settings(config: RunConfig) -> dict[str, str]:
+    """Every setting as text, those of parts with a dot: {"demos": "5", "loop.groups": "16"}."""
+
+    def flatten(values: dict, prefix: str) -> dict[str, str]:
+        found = {}
+        for name, value in values.items():
+            inside = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+            found |= {f"{prefix}{name}": _setting(value)} if inside is None else inside
+        return found
+
+    return flatten(asdict(config), "")
+
+
+def _setting(value) -> str:
+    if isinstance(value, (tuple, list)):
+        return " ".join(str(entry) for entry in value)
+    return "(none)" if value == "" else str(value)
 
 
 def _versions(run: Run) -> list[str]:
-    versions = []
-    for name in PACKAGES:
-        try:
-            versions.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    hardware = run.stages.get("evaluate", {}).get("hardware", "recorded by the evaluate stage")
-    return ["## Versions and hardware", "", f"{', '.join(versions)}.", "", f"Hardware: {hardware}."]
+    stage = run.stages.get("evaluate", {})
+    recorded = stage.get("versions")  # runs of an earlier version did not record them
+    packages = recorded or f"{versions()} (installed now; the run did not record its own)"
+    hardware = plain(stage.get("hardware", "recorded by the evaluate stage"))
+    return ["## Versions and hardware", "", f"{packages}.", "", f"Hardware: {hardware}."]
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def _rate(row: dict) -> str:
+def rate(row: dict) -> str:
+    """{"success", "low", "high"} in percent, with the interval."""
     return f"{100 * row['success']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
-def _known(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _number(value, pattern: str) -> str:
-    return pattern.format(value) if _known(value) else "not measurable"
-
-
-# ------------------------------------------------------------------------------------------- charts
-
-
-def rl_chart(history: list[dict]) -> bytes:
-    """A PNG with one small chart per RL metric over iterations."""
-    from matplotlib.figure import Figure
-
-    names = ("return", "success", "groups_with_spread", "clip_fraction", "kl")
-    figure = Figure(figsize=(12, 2.4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
-        steps = [i + 1 for i, step in enumerate(history) if _known(step.get(name))]
-        axes.plot(steps, [history[i - 1][name] for i in steps], color=BLUE, marker=".")
-        axes.set_title(name.replace("_", " "), fontsize=9)
-        axes.set_xlabel("iteration")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if name not in ("return", "kl"):
-            axes.set_ylim(-0.03, 1.03)
-    return png(figure)
-
-
-def gauge_chart(probes: list[dict]) -> bytes:
-    """A PNG: imagined and, where it was played, real success of the mean policy over LOOP's
-    iterations, with Wilson's 95 % intervals."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    steps = np.array([probe["iteration"] for probe in probes])
-    for name, colour, style, aside in (("real", BLUE, "o-", -1), ("imagined", ORANGE, "s--", 1)):
-        if name not in probes[0]:
-            continue
-        rates = np.array([np.mean(probe[name]) for probe in probes])
-        ends = np.array([wilson(sum(probe[name]), len(probe[name])) for probe in probes])
-        errors = np.abs(ends.T - rates)
-        axes.errorbar(
-            steps + 0.05 * aside, rates, errors, fmt=style, color=colour, capsize=3, label=name
-        )
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="iteration of LOOP", ylabel="success of the mean policy", ylim=(-0.03, 1.03))
-    axes.legend(fontsize=8)
-    return png(figure)
-
-
-def reward_curves(curves: dict, eta: float, first_success: int | None) -> bytes:
-    """A PNG of the reflector's R over decisions on real and on dreamed frames of the same actions.
-
-    curves: {"real": (T,), "dream": (T,)}; first_success: the decision that succeeded, or None.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for name, colour, style in (("real", BLUE, "o-"), ("dream", ORANGE, "s-")):
-        decisions = np.arange(1, len(curves[name]) + 1)
-        label = f"{name} frames"
-        axes.plot(decisions, curves[name], style, color=colour, markersize=4, label=label)
-    axes.axhline(eta, color=GREY, linestyle="--", label=f"stop above {eta:.2f}")
-    if first_success is not None:
-        axes.axvline(first_success, color=GREEN, linestyle=":", label="real success")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="decision", ylabel="reward R", ylim=(-0.03, 1.03))
-    axes.legend(fontsize=8)
-    return png(figure)
-
-
-def png(figure) -> bytes:
-    """A matplotlib figure as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def side_by_side(films: list[np.ndarray]) -> np.ndarray:
-    """Films (T, H, W, 3) next to each other; shorter ones rest on their last frame."""
-    length = max(len(film) for film in films)
-    padded = [
-        np.concatenate([film, film[-1:].repeat(length - len(film), axis=0)]) for film in films
-    ]
-    return np.concatenate(padded, axis=2)
-
-
-def strip(films: list[np.ndarray], columns: int = 10, scale: int = 2) -> np.ndarray:
-    """Films of equal length as a picture: a row each, `columns` frames from first to last."""
-    picks = np.linspace(0, len(films[0]) - 1, columns).round().astype(int)
-    rows = [np.concatenate(list(film[picks]), axis=1) for film in films]
-    return np.concatenate(rows, axis=0).repeat(scale, axis=0).repeat(scale, axis=1)
+    return pattern.format(value) if known(value) else "not measurable"
 
 
 # ------------------------------------------------------------------------------------------ imagine

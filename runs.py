@@ -8,8 +8,9 @@
         checkpoints/*.safetensors policy (SFT and post-trained), simulator, reflector;
                                   each with its settings in the header
         episodes/                 demonstrations and exploration, see demos.py
-        pictures/                 contact sheet, dream strips, films
-        report.md
+        pictures/                 contact sheet, dream strips, films, charts
+        trust/                    by `python cli.py trust`
+        report.md, report.html    the same in one page with its pictures
 
 Every file is written whole or not at all (temporary file, flush, rename), so a killed run resumes
 after its last stage.
@@ -19,8 +20,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import time
 from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 
 from torch import nn
@@ -34,6 +37,8 @@ from pretrained import PretrainedConfig, check
 from reflector import Reflector, ReflectorConfig
 from simulator import Simulator, SimulatorConfig
 from tasks import DEFAULT_SUITE, EnvConfig, check_tasks
+
+PACKAGES = ("torch", "diffusers", "transformers", "gymnasium", "metaworld", "mujoco", "numpy")
 
 
 class BadRun(ValueError):
@@ -260,6 +265,17 @@ def _build(kind, values: dict):
         else:
             built[name] = tuple(value) if parts[name] is tuple else value
     return kind(**built)
+
+
+def versions() -> str:
+    """Python and the packages that a run's figures depend on, as installed here: "torch 2.13.0"."""
+    found = [f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 # -------------------------------------------------------------------------------------- checkpoints

@@ -27,6 +27,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ from novelty import Novelty, NoveltyGauge
 from policy import Policy, imitation_batches
 from ppo import LateExplorer, loop, no_signal
 from reflector import Reflector, calibrate, calibrate_probabilities, frame_batches
-from runs import Run, RunConfig, save_part
+from runs import Run, RunConfig, save_part, versions
 from simulator import Simulator, transition_batches
 from tasks import SPLITS, Start, VecRealEnv
 from worldenv import WorldEnv, start_frames
@@ -338,7 +339,7 @@ def _dream_strips(run: Run, world: WorldEnv, episodes: list[Episode]) -> None:
         path = run.folder / "pictures" / f"dream_{episode.task}"
         demos.write_png(path.with_suffix(".png"), strip.repeat(2, axis=0).repeat(2, axis=1))
         demos.write_film(
-            path.with_suffix(".gif"), np.concatenate([episode.image, dream.image], axis=2)
+            path.with_suffix(".gif"), np.concatenate([episode.image, dream.image], axis=2), scale=2
         )
 
 
@@ -420,6 +421,8 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     if gauge is not None:
         result |= {"kept": gauge.restore(policy), "probes": gauge.probes}
         result["warning"] = gauge.warning()
+        if isinstance(gauge, Gauge):
+            result["films"] = _write_films(run.folder / "pictures", gauge.kept_films())
     save_part(run.checkpoint("policy"), policy, asdict(config.policy))
     spent = real.count()
     first, last = history[0], history[-1]
@@ -434,6 +437,15 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     if config.rl_env == "dream":
         ledger["imagined_frames"] = env.imagined_frames + (gauge.imagined_frames if gauge else 0)
     return {"line": line, "ledger": ledger, **result}
+
+
+def _write_films(folder: Path, films: dict[str, tuple[str, np.ndarray]]) -> dict[str, str]:
+    """film_success.gif and film_lie.gif of the policy that is kept; returns what they show."""
+    for name in ("success", "lie"):  # those of an earlier round showed another policy
+        (folder / f"film_{name}.gif").unlink(missing_ok=True)
+    for name, (_, film) in films.items():
+        demos.write_film(folder / f"film_{name}.gif", film, scale=2)
+    return {name: words for name, (words, _) in films.items()}
 
 
 def _gauge(run: Run, parts, real: RealWorkers, demonstrations, exploration):
@@ -510,6 +522,7 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
             "evaluation_steps": spent["real_steps"],
         },
         "hardware": hardware(),
+        "versions": versions(),
     }
 
 

@@ -30,12 +30,23 @@ from pathlib import Path
 import numpy as np
 
 from branches import branch_truth
+from charts import BLUE, GREY, ORANGE
 from demos import Episode, play, write_atomically, write_film
 from dreams import dream_along
-from evaluate import reliability, test_starts, wilson_share
+from evaluate import (
+    agreement,
+    agreement_words,
+    or_undefined,
+    percent,
+    rank_over_checkpoints,
+    reliability,
+    test_starts,
+    wilson_share,
+    with_interval,
+)
+from films import grid, worst_film
 from gauge import play_both
 from reflector import false_stops, judge_episodes, recall, right_verdicts
-from report import BLUE, GREY, ORANGE, side_by_side
 from runs import Run
 from tasks import Start, VecRealEnv
 from terminal import new_files
@@ -46,108 +57,6 @@ OUTPUT_MB = 30  # to be free on the disk: two films and two charts
 FILES = ("trust.json", "agreement.png", "reflector.png", "worst.gif", "counterfactual.gif")
 MOMENTS = 8  # a task, to branch from
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20)) + (0.98,)  # etas of the sweep
-WORST = 3  # disagreements of each kind in the film
-
-# Colours of Okabe and Ito, which colour-blind readers tell apart.
-HALLUCINATED, MISSED = (213, 94, 0), (0, 114, 178)  # frames of the film: vermillion, blue
-
-
-# ------------------------------------------------------------------------------------ 1. agreement
-
-
-def agreement(imagined: np.ndarray, real: np.ndarray, tasks: list[str]) -> dict:
-    """Imagined against real success of the same n starts.
-
-    imagined, real: (n,) bool; tasks: the n names. Returns
-        "n", "table": counts {"both", "hallucinated", "missed", "neither"} (file's docstring),
-        "agreement", "hallucinated", "missed": shares OF ALL STARTS,
-        "kappa": Cohen's, 0 where agreement is what chance would give, 1 where it is perfect,
-        "tasks": {task: {"imagined", "real", "agreement": shares, "n"}},
-        "rank_over_tasks": Spearman's correlation of imagined and real success rate.
-    Raises ValueError for no starts or for different lengths.
-    """
-    from sklearn.metrics import cohen_kappa_score
-
-    imagined, real = np.asarray(imagined, bool), np.asarray(real, bool)
-    n = len(imagined)
-    if not n or real.shape != (n,) or len(tasks) != n:
-        raise ValueError(
-            f"agreement: got {n} imagined, {len(real)} real outcomes and {len(tasks)} tasks; "
-            "expected one of each for every start; play the same starts in both"
-        )
-    counts = {
-        "both": int((imagined & real).sum()),
-        "hallucinated": int((imagined & ~real).sum()),
-        "missed": int((~imagined & real).sum()),
-        "neither": int((~imagined & ~real).sum()),
-    }
-    rows = {}
-    for task in dict.fromkeys(tasks):
-        at = np.array([name == task for name in tasks])
-        rows[task] = {
-            "imagined": wilson_share(int(imagined[at].sum()), int(at.sum())),
-            "real": wilson_share(int(real[at].sum()), int(at.sum())),
-            "agreement": wilson_share(int((imagined == real)[at].sum()), int(at.sum())),
-            "n": int(at.sum()),
-        }
-    # kappa = (p_o - p_e) / (1 - p_e): p_o the observed agreement, p_e that of two independent
-    # coins with the same rates. It has no value where p_e = 1: both always say the same one word.
-    one_word = len({*imagined.tolist(), *real.tolist()}) == 1
-    rates = [[row[kind]["share"] for row in rows.values()] for kind in ("imagined", "real")]
-    return {
-        "n": n,
-        "table": counts,
-        "agreement": wilson_share(counts["both"] + counts["neither"], n),
-        "hallucinated": wilson_share(counts["hallucinated"], n),
-        "missed": wilson_share(counts["missed"], n),
-        "kappa": None if one_word else float(cohen_kappa_score(imagined, real)),
-        "tasks": rows,
-        "rank_over_tasks": _spearman(*rates),
-    }
-
-
-def rank_over_checkpoints(imagined_rates: list[float], real_rates: list[float]) -> float | None:
-    """Spearman's correlation in [-1, 1] of imagined and real success over policies: would the dream
-    choose the checkpoint that is best in reality? None with fewer than 3 policies, or constants."""
-    return _spearman(imagined_rates, real_rates)
-
-
-def _spearman(x: list[float], y: list[float]) -> float | None:
-    """rho = correlation of the ranks; two points always lie on a line, so they say nothing."""
-    from scipy.stats import spearmanr
-
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(spearmanr(x, y).statistic)
-
-
-def worst_film(reflector, pairs: list[tuple[Episode, Episode]]) -> np.ndarray | None:
-    """The worst disagreements as a film (T+1, H', W', 3) uint8: real left, dream right, a pair per
-    row; None where (real, dream) of all pairs agree.
-
-    Above, framed in vermillion, hallucinated successes, the highest R first; below, framed in blue,
-    missed ones, the lowest max_t R_t first. Up to WORST of each.
-    """
-    peaks = [float(curve.max()) for curve in judge_episodes(reflector, [d for _, d in pairs])]
-    ranked = [pairs[i] for i in np.argsort(peaks, kind="stable")]
-    missed = [(r, d) for r, d in ranked if r.succeeded and not d.succeeded]
-    hallucinated = [(r, d) for r, d in reversed(ranked) if d.succeeded and not r.succeeded]
-    rows = [[_framed(e.image, HALLUCINATED) for e in pair] for pair in hallucinated[:WORST]]
-    rows += [[_framed(e.image, MISSED) for e in pair] for pair in missed[:WORST]]
-    return grid(rows) if rows else None
-
-
-def _framed(film: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    framed = np.pad(film, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    framed[:, [0, 1, -2, -1]] = framed[:, :, [0, 1, -2, -1]] = colour
-    return framed
-
-
-def grid(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Films (T, H, W, 3) in rows and columns; shorter ones rest on their last frame."""
-    # Turned on its side, a film of a row stands in a row itself.
-    turned = [side_by_side(row).swapaxes(1, 2) for row in rows]
-    return side_by_side(turned).swapaxes(1, 2)
 
 
 # ------------------------------------------------------------------------------------ 2. reflector
@@ -356,9 +265,9 @@ def _table_text(report: dict) -> str:
         f"dream success   {counts['both']:12d}  {counts['hallucinated']:12d}",
         f"dream failure   {counts['missed']:12d}  {counts['neither']:12d}",
         "",
-        *(f"{k:13} {_interval(report[k])}" for k in ("agreement", "hallucinated", "missed")),
-        f"{'kappa':13} {_number(report['kappa'])}  (0: by chance)",
-        f"{'rank of tasks':13} {_number(report['rank_over_tasks'])}  (Spearman)",
+        *(f"{k:13} {with_interval(report[k])}" for k in ("agreement", "hallucinated", "missed")),
+        f"{'kappa':13} {or_undefined(report['kappa'])}  (0: by chance)",
+        f"{'rank of tasks':13} {or_undefined(report['rank_over_tasks'])}  (Spearman)",
     ]
     return "\n".join(lines)
 
@@ -374,7 +283,7 @@ def reflector_chart(card: dict, path: Path) -> None:
     for name, colour, marker in (("real", BLUE, "o"), ("generated", ORANGE, "s")):
         side = card[name]
         points = np.array([[b["score"], b["rate"]] for b in side["bins"]]).T
-        label = f"{name}: ECE {side['ece']:.2f}, AUROC {_number(side['auroc'])}"
+        label = f"{name}: ECE {side['ece']:.2f}, AUROC {or_undefined(side['auroc'])}"
         diagram.plot(*points, marker + "-", color=colour, markersize=5, label=label)
         etas = [row["eta"] for row in side["sweep"]]
         for key, line, fill in (("recall", "-", colour), ("false_stops", "--", "white")):
@@ -475,7 +384,7 @@ def _agreements(world: WorldEnv, env, policies, starts, seed, folder, tell) -> d
         reports[name] = agreement(imagined, true, [start.task for start in starts])
         pairs = zip(real, dreams, strict=True)
         disagreements += [(r, d) for r, d in pairs if r.succeeded != d.succeeded]
-        tell(_agreement_words(name, reports[name]))
+        tell(agreement_words(name, reports[name]))
     agreement_chart(reports, folder / "agreement.png")
     film = worst_film(world.reflector, disagreements)
     if film is not None:
@@ -506,43 +415,20 @@ def _following(world: WorldEnv, env, starts, seed: int, folder: Path, tell) -> d
 # ------------------------------------------------------------------------------------------- words
 
 
-def _percent(share: dict | float) -> str:
-    return f"{100 * (share['share'] if isinstance(share, dict) else share):.0f} %"
-
-
-def _interval(share: dict) -> str:
-    return f"{_percent(share)} ({100 * share['low']:.0f} to {100 * share['high']:.0f})"
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.2f}"
-
-
-def _agreement_words(policy: str, report: dict) -> str:
-    share = report["agreement"]
-    return (
-        f"{policy}: the dream and reality agree in {_percent(share)} of {report['n']} starts "
-        f"({100 * share['low']:.0f} to {100 * share['high']:.0f}; "
-        f"kappa {_number(report['kappa'])}); "
-        f"it hallucinates success in {_percent(report['hallucinated'])}, "
-        f"misses it in {_percent(report['missed'])}"
-    )
-
-
 def _reflector_words(card: dict) -> str:
     sides = [
-        f"{name} frames AUROC {_number(card[name]['auroc'])}, ECE {card[name]['ece']:.2f}, "
-        f"false stops in {_interval(card[name]['false_stops'])}"
+        f"{name} frames AUROC {or_undefined(card[name]['auroc'])}, ECE {card[name]['ece']:.2f}, "
+        f"false stops in {with_interval(card[name]['false_stops'])}"
         for name in ("real", "generated")
     ]
     return f"the reflector on {card['real']['episodes']} held-out episodes: {'; '.join(sides)}"
 
 
 def _following_words(following: dict) -> str:
-    parts = [f"{name} {_percent(share)}" for name, share in following["variants"].items()]
+    parts = [f"{name} {percent(share)}" for name, share in following["variants"].items()]
     return (
-        f"the dream follows its actions in {_interval(following['action_following'])} of "
-        f"{following['n']} dreams, {_percent(following['chance'])} by chance: {', '.join(parts)}"
+        f"the dream follows its actions in {with_interval(following['action_following'])} of "
+        f"{following['n']} dreams, {percent(following['chance'])} by chance: {', '.join(parts)}"
     )
 
 
@@ -552,7 +438,7 @@ def _branches_words(branches: dict) -> str:
         "undefined" if within is None else "{value:.2f} ({low:.2f} to {high:.2f})".format(**within)
     )
     return (
-        f"branches: dream and reality agree in {_percent(branches['agreement'])} of "
+        f"branches: dream and reality agree in {percent(branches['agreement'])} of "
         f"{branches['groups']} x {branches['rollouts']}; inside the groups, which is what LOOP "
         f"learns from, their returns correlate with {value}"
     )

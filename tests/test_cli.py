@@ -536,7 +536,8 @@ def test_run_folder(debug_run):
     names = set(tree(folder))
     for name in ("sft", "simulator", "reflector", "policy"):
         assert f"checkpoints/{name}.safetensors" in names
-    assert {"config.json", "stages.json", "metrics.jsonl", "report.md", "pictures/rl.png"} <= names
+    assert {"config.json", "stages.json", "metrics.jsonl", "report.md", "report.html"} <= names
+    assert {"pictures/rl.png", "pictures/learning.png", "pictures/success_oracle.png"} <= names
     assert not [name for name in names if name.endswith(".tmp") or "/." in name]
     episodes, _, _ = demos.load(folder / "episodes", config.env, config.tasks)
     assert len(episodes) == len(config.tasks) * (config.demos + config.exploration)

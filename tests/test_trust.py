@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import cli
 import demos
+import films
 import runs
 import trust
 from camera import Camera
@@ -243,22 +244,44 @@ def test_worst_film_has_the_worst_on_top():
     hallucinated = [(episode([0, 0, 0]), episode([0, 1], [0, r])) for r in rewards]
     missed = [(episode([0, 1]), episode([0, 0], [0, r])) for r in (20, 10)]
     agreed = [(episode([0, 1]), episode([0, 1], [0, 99]))]
-    film = trust.worst_film(brightness_reflector(), missed + agreed + hallucinated)
+    film = films.worst_film(brightness_reflector(), missed + agreed + hallucinated)
     side = SIZE + 4  # with the frame of two pixels
     assert film.shape == (3, 5 * side, 2 * side, 3) and film.dtype == np.uint8
     last = film[-1].reshape(5, side, 2, side, 3)
     assert last[:, side // 2, 1, side // 2, 0].tolist() == [90, 80, 70, 10, 20]
     assert (last[:, side // 2, 0, side // 2] == 0).all()  # reality, left
-    assert (last[:3, 0, :, 0] == trust.HALLUCINATED).all()
-    assert (last[3:, 0, :, 0] == trust.MISSED).all()
-    assert trust.worst_film(brightness_reflector(), agreed) is None
-    assert trust.worst_film(brightness_reflector(), []) is None
+    assert (last[:3, 0, :, 0] == films.HALLUCINATED).all()
+    assert (last[3:, 0, :, 0] == films.MISSED).all()
+    assert films.worst_film(brightness_reflector(), agreed) is None
+    assert films.worst_film(brightness_reflector(), []) is None
+
+
+def test_telling_films_are_a_success_and_the_worst_lie():
+    """The first success of both, the hallucination with the highest R, else the lowest miss."""
+    judge = brightness_reflector()
+    both = [(episode([0, 1], [0, 50]), episode([0, 1], [0, r])) for r in (40, 99)]
+    hallucinated = [(episode([0, 0]), episode([0, 1], [0, r])) for r in (60, 90, 70)]
+    missed = [(episode([0, 1], [0, 50]), episode([0, 0], [0, r])) for r in (20, 10)]
+    for pairs, lie, words in (
+        (missed + hallucinated + both, [0, 90], "success in the dream only"),
+        (both + missed, [50, 10], "success in reality only"),
+    ):
+        found = films.telling_films(judge, *zip(*pairs, strict=True))
+        assert found["success"][0] == "reach, start 7: success in both"
+        assert found["lie"][0] == f"reach, start 7: {words}"
+        for name, expected in (("success", [50, 40]), ("lie", lie)):
+            film = found[name][1]
+            assert film.shape == (2, SIZE, 2 * SIZE, 3)
+            assert film[-1, 0, ::SIZE, 0].tolist() == expected
+    assert films.telling_films(judge, *zip(*both, strict=True)).keys() == {"success"}
+    nothing = [(episode([0, 0]), episode([0, 0]))]
+    assert films.telling_films(judge, *zip(*nothing, strict=True)) == {}
 
 
 def test_grid_pads_with_the_last_frame():
     """Rows of films of other lengths: the shorter ones rest."""
     short, long = episode([0, 0], [1, 2]).image, episode([0, 0, 0], [3, 4, 5]).image
-    film = trust.grid([[short, long], [long, short], [short, short]])
+    film = films.grid([[short, long], [long, short], [short, short]])
     assert film.shape == (3, 3 * SIZE, 2 * SIZE, 3)
     corners = film[:, ::SIZE, ::SIZE, 0]
     assert corners[0].tolist() == [[1, 3], [3, 1], [1, 1]]
