@@ -15,8 +15,9 @@ from urllib.parse import unquote
 import numpy as np
 
 NARROW = 30  # characters: a table's cell of fewer does not break into lines
+WIDE = 1000  # pixels: a picture above that scrolls on a phone instead of shrinking
 FILM_WIDTH = 320  # pixels; a wider film is thinned, the browser enlarges it again
-FRAMES_ON_PAPER = 5  # of a film
+FRAMES_ON_PAPER, GAP = 4, 8  # of a film; pixels between them
 
 # On a phone, tables and wide pictures scroll sideways in their own box, the page itself does not.
 STYLE = """
@@ -40,7 +41,6 @@ td.narrow { white-space: nowrap; }
 td:not(.narrow) { min-width: 15em; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 img { max-width: 100%; height: auto; vertical-align: top; margin: .2rem .8rem .2rem 0; }
-img.wide { min-width: 44rem; }
 img.chart { width: 30rem; }
 img.film { width: 32rem; image-rendering: pixelated; }
 img.paper { display: none; }
@@ -51,7 +51,7 @@ img.paper { display: none; }
   nav, img.film { display: none; }
   img.paper { display: inline; width: 100%; }
   img.chart { width: 47%; }
-  img.wide { min-width: 0; }
+  img.wide { min-width: 0 !important; }
   .scroll { overflow: visible; orphans: 1; widows: 1; }
   table { font-size: 8pt; }
   th, td { padding: .1rem .3rem; min-width: 0; }
@@ -124,12 +124,15 @@ def _image(tokens, index: int, options, env) -> str:
         return _img("film", "gif", film, alt) + _img("paper", "png", on_paper, alt)
     # A PNG's width is in its header. Contact sheets and panels are wider than a chart.
     width = int.from_bytes(content[16:20], "big")
-    return _img("wide" if width > 1000 else "chart", "png", content, alt)
+    if width <= WIDE:
+        return _img("chart", "png", content, alt)
+    # Half of its pixels is what its letters need to be read.
+    return _img("wide", "png", content, alt, f' style="min-width: {width // 2}px"')
 
 
-def _img(kind: str, form: str, content: bytes, alt: str) -> str:
+def _img(kind: str, form: str, content: bytes, alt: str, more: str = "") -> str:
     data = base64.b64encode(content).decode()
-    return f'<img class="{kind}" alt="{alt}" src="data:image/{form};base64,{data}">'
+    return f'<img class="{kind}" alt="{alt}"{more} src="data:image/{form};base64,{data}">'
 
 
 def _film(content: bytes) -> tuple[bytes, bytes]:
@@ -143,5 +146,6 @@ def _film(content: bytes) -> tuple[bytes, bytes]:
         seconds = imageio.immeta(content, extension=".gif").get("duration", 160)
         content = imageio.imwrite("<bytes>", frames, extension=".gif", duration=seconds, loop=0)
     picks = np.linspace(0, len(frames) - 1, FRAMES_ON_PAPER).round().astype(int)
-    strip = np.concatenate(list(frames[picks]), axis=1)
+    apart = np.pad(frames[picks], ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
+    strip = np.concatenate(list(apart), axis=1)[:, :-GAP]
     return content, imageio.imwrite("<bytes>", strip, extension=".png")

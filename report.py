@@ -273,7 +273,7 @@ def _gauge(run: Run) -> list[str]:
         ]
     lines += [f"The policy after {stage['kept']} iterations was kept."]
     if stage.get("warning"):
-        lines += ["", f"**{stage['warning']}.**"]
+        lines += ["", f"**Warning: {stage['warning']}.**"]
     found = kept_agreement(run)
     return lines + (["", *_agreement("The kept policy", found)] if found else [])
 

@@ -222,7 +222,7 @@ def test_markdown():
 @pytest.mark.parametrize("records", [RECORDS, RECORDS[:1], RECORDS[3:4]])
 def test_chart_is_a_picture(records):
     picture = imageio.imread(compare.chart(compare.table(records)))
-    assert picture.ndim == 3 and picture.shape[1] == 880
+    assert picture.ndim == 3 and picture.shape[1] == 1200
     assert picture[..., :3].std() > 5  # something is drawn
 
 

@@ -173,9 +173,10 @@ def test_pictures_are_in_the_page():
     assert frames.shape == (7, 4, 320, 3) and imageio.immeta(gif)["duration"] == 100
     assert np.abs(frames[:, 0, 0, 0].astype(int) - np.arange(7) * 30).max() <= 2  # the palette
     on_paper = imageio.imread(strip)[..., :3]
-    assert on_paper.shape == (4, 5 * 320, 3)
-    picked = on_paper[0, ::320, 0].astype(int)
-    assert np.abs(picked - np.array([0, 2, 3, 4, 6]) * 30).max() <= 2
+    assert on_paper.shape == (4, 4 * 320 + 3 * page.GAP, 3)
+    picked = on_paper[0, :: 320 + page.GAP, 0].astype(int)
+    assert np.abs(picked - np.array([0, 2, 4, 6]) * 30).max() <= 2
+    assert (on_paper[:, 320 : 320 + page.GAP] == 255).all()
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -199,12 +200,7 @@ def test_page_of_a_run(tmp_path):
     assert films == 1 and len(found.sources) == len(names) + films and "no picture" not in text
     for words in ("Real success", "Learning curve", "Films", "Ledger", "1,234", "an abacus"):
         assert words in found.text
-
-
-def test_success_per_task_and_termination(tmp_path):
-    found = Page(
-        report.write_report(finished_run(tmp_path / "run")).with_suffix(".html").read_text()
-    )
+    # Success per task, with its interval, under every termination.
     low, high = wilson(14, 20)
     assert ["policy", "stopped by", "mean", *DEBUG.tasks] in found.rows
     (row,) = [row for row in found.rows if row[:2] == ["post-trained", "oracle"]]
