@@ -8,7 +8,8 @@
     evaluate                     real success with intervals
     trust                        how often the dream lies
     compare                      the dream beside its alternatives at the same real budget
-    report, config               rewrite a run's report.md; print the settings
+    report                       rewrite a run's report.md and .html; several runs in one page
+    config                       print the settings
 
 Every command checks what it was given before it touches the disk. What a user can repair becomes
 one line, `error: what is wrong; what was expected; what to do`, and exit code 2; files stay as they
