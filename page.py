@@ -57,7 +57,7 @@ img.paper { display: none; }
   th, td { padding: .1rem .3rem; min-width: 0; }
   td:not(.narrow) { min-width: 0; }
   th:first-child, td:first-child { position: static; }
-  h2, h3 { break-after: avoid; }
+  h2, h3, p:has(+ p.pictures) { break-after: avoid; }
   tr, img { break-inside: avoid; }
 }
 """
