@@ -31,7 +31,8 @@ LAYERS = [
     {"runs"},
     {"train"},
     {"studies", "report"},
-    {"trust", "compare"},
+    {"trust", "compare", "game"},
+    {"play"},
     {"cli"},
 ]
 
