@@ -40,9 +40,12 @@ ACTORS = ("you", "sft", "policy", "expert")
 # dream shows after that horizon it was not trained for.
 DECISIONS = 200
 # The two have parted when the hands are further from each other than half the width of Meta-World's
-# cubes, or the pictures differ by more than this, in the mean over all pixels.
+# cubes, or an eighth of the picture's width and height differs by more than this, in its mean: a
+# thing that is elsewhere, or gone. A good dream's own noise is 10 to 20 there [measured here].
 PARTED_MM = 20.0
-PARTED_LEVELS = 8.0  # of 255
+PARTED_LEVELS = 32.0  # of 255
+BLOCKS = 8  # along a side of the picture
+RED = (204, 51, 17)
 SHARPER = 4  # times: by how much the picture of the difference is darkened, to be seen
 FILM_FPS = 10
 
@@ -174,7 +177,7 @@ class Game:
         self.sees = "dream"  # whose picture the policies look at; the expert knows the true state
         self.turn = threading.Lock()
         self.closed = False
-        self.start = None
+        self.start, self.number = None, 0
         self.dream, self.real = Track([], []), Track([], [])
 
     # -- starting
@@ -199,7 +202,7 @@ class Game:
             self.instruction = seen["instruction"][0]
             self.chunks: list[np.ndarray] = []  # what both worlds were given, T of (K, A)
             self.actors: list[str] = []  # who chose each
-            self.apart: list[tuple[float, float]] = []  # T of (hands in mm, pictures in levels)
+            self.apart: list[tuple[float, float]] = []  # T of (mm, levels), see `apart`
             self.grip = -1.0  # a person's gripper: -1 opens, +1 closes
             self.took: deque[tuple[float, float]] = deque(maxlen=10)  # seconds: dream, all
 
@@ -283,7 +286,7 @@ class Game:
     @property
     def parted(self) -> int | None:
         """The first decision after which hands or pictures are further apart than PARTED_MM or
-        PARTED_LEVELS; None while they are not."""
+        PARTED_LEVELS (see `apart`); None while they are not."""
         far = [mm > PARTED_MM or levels > PARTED_LEVELS for mm, levels in self.apart]
         return far.index(True) + 1 if True in far else None
 
@@ -296,10 +299,16 @@ class Game:
         return 1 / dream, 1 / both
 
     def difference(self, t: int = -1) -> np.ndarray:
-        """(H, W, 3) uint8: white where the two pictures agree, darker where they do not."""
-        error = np.abs(self.dream.images[t].astype(np.int16) - self.real.images[t]).mean(-1)
+        """(H, W, 3) uint8: white where the two pictures agree, darker where they do not, and a red
+        line around each block by which they have parted."""
+        error = difference(self.dream.images[t], self.real.images[t])
         grey = (255 - SHARPER * error).clip(0, 255).astype(np.uint8)
-        return grey[..., None].repeat(3, axis=-1)
+        shown = grey[..., None].repeat(3, axis=-1)
+        side = len(error) // BLOCKS
+        for row, column in np.argwhere(blocks(error) > PARTED_LEVELS) * side:
+            block = shown[row : row + side, column : column + side]
+            block[[0, -1]] = block[:, [0, -1]] = RED
+        return shown
 
     def film(self, ending: str) -> bytes:
         """All since the start as a film, "gif" or "mp4": dream, reality, difference."""
@@ -320,8 +329,19 @@ class Game:
 
 
 def apart(dream: Track, real: Track) -> tuple[float, float]:
-    """How far apart the two are now: hands in mm, and the mean absolute difference of the pictures
-    in levels of 255."""
+    """How far apart the two are now: hands in mm, and the pictures in levels of 255, in the mean of
+    the block where they differ most."""
     hands = np.linalg.norm(dream.states[-1][:3] - real.states[-1][:3])
-    error = np.abs(dream.images[-1].astype(np.int16) - real.images[-1])
-    return 1000 * float(hands), float(error.mean())
+    worst = blocks(difference(dream.images[-1], real.images[-1])).max()
+    return 1000 * float(hands), float(worst)
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Two pictures (H, W, 3) uint8 -> (H, W): mean absolute difference of the three colours."""
+    return np.abs(a.astype(np.int16) - b).mean(-1)
+
+
+def blocks(error: np.ndarray) -> np.ndarray:
+    """(H, W) -> (BLOCKS, BLOCKS), the mean of each block."""
+    side = len(error) // BLOCKS
+    return error.reshape(BLOCKS, side, BLOCKS, side).mean((1, 3))

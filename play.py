@@ -165,6 +165,7 @@ class Visit:
 
     def __init__(self, parts: Parts, game: Game):
         self.parts, self.game = parts, game
+        self.client = ui.context.client
         self.running = False  # the policy or the expert goes on by itself
         self.wishes: deque = deque()  # what was asked for and is not done yet: functions
 
@@ -247,7 +248,7 @@ class Visit:
             return
         if self.game.over:
             self.running = False
-        if self.game.start is not None and not self.game.closed:
+        if not self.client.is_deleted:
             self.show()
 
     # -- the page
@@ -281,7 +282,7 @@ class Visit:
     def build_controls(self) -> None:
         """Who acts, from where, and what is kept."""
         actors = {name: NAMES[name] for name in self.parts.actors}
-        with ui.column().classes("gap-2 grow"):
+        with ui.column().classes("gap-2 flex-1 min-w-[300px]"):
             self.who = ui.toggle(actors, value="you", on_change=self.choose_actor)
             self.who.props("no-caps data-test=who")
             with ui.row().classes("gap-2 items-center"):
@@ -305,7 +306,9 @@ class Visit:
                 ).props("data-test=sees")
             ui.label(
                 "Keys: arrows or WASD move the hand, R and F lift and lower it, space is the "
-                "gripper; P play or pause, O one step, X reset, N new start."
+                "gripper; P play or pause, O one step, X reset, N new start. The two have parted "
+                f"when the hands are more than {PARTED_MM:.0f} mm from each other, or a block of "
+                f"the pictures (outlined) differs by more than {PARTED_LEVELS:.0f} levels of 255."
             ).classes("text-sm text-gray-600")
         self.show_running()
 
@@ -327,10 +330,10 @@ class Visit:
             first = track.first_success
             own = [] if first is None else [(first, "success", GREEN)]
             panel.show(track.images[-1], told(track, words), track.rewards, marks + own, length)
-        line = "at the start"
+        line = "nowhere yet"
         if t:
             millimetres, levels = game.apart[-1]
-            line = f"hands {millimetres:.0f} mm, pictures {levels:.1f} of 255"
+            line = f"hands {millimetres:.0f} mm, pictures {levels:.0f} levels"
         distances = [millimetres for millimetres, _ in game.apart]
         self.apart.show(game.difference(), line, distances, marks, length)
         self.state.set_text(self.state_words(t, parted))
@@ -343,10 +346,7 @@ class Visit:
         elif t > self.parts.horizon:
             words.append(f"the dream was trained up to {self.parts.horizon}")
         if parted is not None:
-            words.append(
-                f"parted at decision {parted} (above {PARTED_MM:.0f} mm or {PARTED_LEVELS:.0f} "
-                "levels)"
-            )
+            words.append(f"parted at decision {parted}")
         rates = self.game.rates()
         if rates is not None:
             words.append(f"{rates[0]:.1f} frames/s dreamt, {rates[1]:.1f} in both worlds")
