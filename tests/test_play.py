@@ -307,7 +307,7 @@ def test_picture_for_the_readme(chromium):
     """docs/play.png: SFT on the lever, whose ball the dream loses."""
     server = Server(Path(os.environ["WORLDENV_PLAY_RUN"]).absolute())
     try:
-        size = {"width": 1180, "height": 820}
+        size = {"width": 1180, "height": 850}
         page = visit(chromium, f"{server.address}/?task=lever-pull&start=3&who=sft", viewport=size)
         until(page, 14)
         page.keyboard.press("p")
