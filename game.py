@@ -196,7 +196,9 @@ class Game:
             image, state = seen["image"][0], seen["state"][0]
             self.world.starts = {start: (image, state)}
             with self.parts.lock:
-                self._seen = {"dream": self.world.reset(options=options)[0], "real": seen}
+                # With its seed: the same start and the same actions are the same dream again.
+                dreamt, _ = self.world.reset(seed=self.parts.seed, options=options)
+            self._seen = {"dream": dreamt, "real": seen}
             self.dream, self.real = Track([image], [state]), Track([image], [state])
             self.start, self.number = start, number
             self.instruction = seen["instruction"][0]

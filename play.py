@@ -51,12 +51,12 @@ PAD = (  # the buttons, in rows of three: way, sign, explanation
 NAMES = {"you": "You", "sft": "SFT", "policy": "Post-trained", "expert": "Expert"}
 RED = "#CC3311"
 
-# A clicked button must not keep the focus (the space bar would click it again), and neither arrows
-# nor the space bar may scroll the page while they move the hand.
+# What was clicked with a mouse (detail > 0) must not keep the focus: the space bar would click it
+# again. Neither arrows nor the space bar may scroll the page while they move the hand.
 SCRIPT = """<script>
-addEventListener("pointerup", () => setTimeout(() => {
-  if (document.activeElement?.tagName === "BUTTON") document.activeElement.blur();
-}));
+addEventListener("click", (e) => e.detail && setTimeout(() => {
+  if (document.activeElement?.tagName !== "INPUT") document.activeElement?.blur();
+}), true);
 addEventListener("keydown", (e) => {
   if (e.target === document.body && (e.key.startsWith("Arrow") || e.key === " "))
     e.preventDefault();
@@ -242,9 +242,10 @@ class Visit:
             return
         try:
             await threads.io_bound(work)
-        except (ValueError, RuntimeError) as error:
+        except RuntimeError as error:  # the worker of the real simulator ended, or failed
             self.running = False
-            self.state.set_text(f"{str(error).splitlines()[0]}; reload the page to play on")
+            print(f"a game broke off: {error}", flush=True)
+            self.state.set_text("The real simulator broke off; reload the page for a new one.")
             return
         if self.game.over:
             self.running = False

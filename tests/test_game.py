@@ -4,6 +4,8 @@ one game with the real simulator; and runs that are not finished."""
 import io
 import math
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import imageio.v3 as imageio
 import numpy as np
@@ -48,7 +50,7 @@ class ScriptedSimulator:
     """x, the state's first number, moves by the sum of the chunk's first actions."""
 
     def __init__(self):
-        self.chunks = []
+        self.chunks, self.draws = [], []
 
     def reference_tokens(self, first):
         return first[:, :1, :1, 0]
@@ -60,6 +62,7 @@ class ScriptedSimulator:
 
     def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
         self.chunks.append(action[0].numpy())
+        self.draws.append(float(torch.rand((), generator=generator)))
         return torch.from_numpy(picture(float(next_state[0, 0])))[None]
 
 
@@ -158,6 +161,10 @@ def test_reset_forgets():
     assert played.chunks == [] and played.apart == [] and played.parted is None
     assert played.grip == -1 and played.rates() is None
     assert len(played.dream.images) == 1 and played.dream.rewards == []
+    played.push("grip")
+    played.push("right")
+    draws = played.parts.simulator.draws  # of the dream's noise, two before and two after
+    assert draws[:2] == draws[2:] and draws[0] != draws[1]
 
 
 # --------------------------------------------------------------------------------- the same actions
@@ -292,6 +299,36 @@ def test_two_games_do_not_mix():
     assert one.actors == ["you", "you"] and other.actors == ["expert"]
     assert one.dream.states[-1][0] == pytest.approx(0.3)
     assert other.dream.states[-1][0] == pytest.approx(0.05 + 0.2)
+
+
+class BusySimulator(ScriptedSimulator):
+    """Takes its time, and notices when it is asked while it still works."""
+
+    busy = collided = False
+
+    def next_frame(self, *arguments):
+        self.collided |= self.busy
+        self.busy = True
+        time.sleep(0.02)
+        self.busy = False
+        return super().next_frame(*arguments)
+
+
+def test_games_take_turns_to_imagine():
+    """Played from two threads at once, all decisions are played and no two at the same time."""
+    one = new_game()
+    one.parts.simulator = one.world.simulator = BusySimulator()
+    other = Game(one.parts, ScriptedReal())
+    other.reset("drawer-open", 5)
+
+    def play(played: Game) -> None:
+        for _ in range(8):
+            played.push("right")
+
+    with ThreadPoolExecutor(3) as pool:  # two of them in the same game
+        list(pool.map(play, (one, other, one)))
+    assert (len(one.chunks), len(other.chunks)) == (CONFIG.horizon, 8)
+    assert not one.parts.simulator.collided
 
 
 @pytest.mark.parametrize("ending", ["gif", "mp4"])

@@ -36,7 +36,7 @@ ROOT = Path(play.__file__).resolve().parent
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
-PATIENCE = 120_000  # milliseconds; a page takes 5 seconds on free cores
+PATIENCE = 60_000  # milliseconds; a page takes 5 seconds on free cores
 
 
 # -------------------------------------------------------------------------------- without a browser
@@ -222,6 +222,7 @@ def test_a_visitor_plays(chromium, server):
         assert np.abs(image(page, name) - start[name]).max() > 50, name
     assert [points(page, f"{name}-curve") for name in ("dream", "real", "apart")] == [3, 3, 3]
     assert part(page, "dream-line").inner_text().startswith("R = 0.")
+    assert "stop" in part(page, "dream-curve").text_content()
 
     part(page, "up").click()
     until(page, 4)
@@ -252,6 +253,35 @@ def test_a_visitor_plays(chromium, server):
         "document.querySelector('[data-test=instruction]').innerText.includes('start 1')"
     )
     assert decision(page) == 0 and points(page, "dream-curve") == 0
+
+    part(page, "sees").click()
+    page.wait_for_function("document.activeElement === document.body")
+    press(page, "Space", 1)  # the gripper's, not the switch's
+    assert part(page, "sees").get_attribute("aria-checked") == "true"
+    part(page, "task").click()
+    page.get_by_role("option", name="handle-press").click()
+    page.wait_for_function(
+        "document.querySelector('[data-test=instruction]').innerText.startsWith('handle-press')"
+    )
+    press(page, "ArrowDown", 1)  # the hand's, not the list's
+    assert part(page, "instruction").inner_text().startswith("handle-press, start 1")
+    page.context.close()
+
+
+@pytest.mark.slow
+def test_a_simulator_that_breaks_off(chromium, server):
+    """Its visitor is told so; a new page has a new one."""
+    page = visit(chromium, server.address)
+    for child in psutil.Process(server.process.pid).children():
+        if "spawn_main" in " ".join(child.cmdline()):
+            child.kill()
+    page.keyboard.press("ArrowLeft")
+    page.get_by_text("broke off; reload").wait_for()
+    page.reload()
+    page.wait_for_function(
+        "document.querySelector('[data-test=real] img')?.src.startsWith('data:')"
+    )
+    press(page, "ArrowLeft", 1)
     page.context.close()
 
 
