@@ -424,7 +424,8 @@ def curve(colour: str, top: float) -> dict:
 
 def vertical(decision: int, word: str, colour: str) -> dict:
     """A mark of a curve: a vertical line at a decision."""
-    label = {"formatter": word, "position": "insideEndTop", "fontSize": 10, "color": colour}
+    place = "insideStartTop" if word == "parted" else "insideEndTop"  # below, above: no overlap
+    label = {"formatter": word, "position": place, "fontSize": 10, "color": colour}
     return {"xAxis": decision, "lineStyle": {"color": colour}, "label": label}
 
 
