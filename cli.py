@@ -5,6 +5,7 @@
                                  episodes on disk: record, check or convert, look at, hand on
     train                        the whole method, stage by stage (train.py), into a run folder
     imagine                      a dream beside the real rollout of the same actions
+    play                         the same in the browser, live: move the hand in both
     evaluate                     real success with intervals
     trust                        how often the dream lies
     compare                      the dream beside its alternatives at the same real budget
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated
 
 # First, because it tells in one line where typer or rich are missing.
 from terminal import HERE, OneLineErrors, StageDisplay, check_new, check_output, new_files  # isort: skip
-from terminal import print_result, print_statistics, take_back  # isort: skip
+from terminal import check_device, print_result, print_statistics, take_back  # isort: skip
 import typer
 from rich.console import Console
 
@@ -384,19 +385,6 @@ def both_loops(config: RunConfig, **settings) -> RunConfig:
     return replace(config, **loops)
 
 
-def check_device(name: str) -> None:
-    """A device that torch can really compute on here: cpu, cuda, cuda:1, mps ..."""
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"--device: torch cannot compute on {name!r} here; expected cpu, or cuda or mps where "
-            "there is one; `python cli.py doctor` says which; use --device cpu"
-        ) from error
-
-
 # --------------------------------------------------------------------------------- looking at a run
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/default.")]
@@ -443,6 +431,21 @@ def imagine_command(
     print(report.imagine_numbers(episode, dream, curves, eta))
     for ending in (".gif", ".png", "_reward.png"):
         print(out / f"{name}{ending}")
+
+
+@app.command("play")
+def play_command(
+    folder: RunFolder = Path("runs/default"),
+    host: Annotated[
+        str, typer.Option(help="Who may come: by default this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of the page.")] = 8080,
+    browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = True,
+) -> None:
+    """Play inside the dream, in the browser; the real simulator beside it is moved likewise."""
+    import play
+
+    play.serve(folder, host, port, browser)
 
 
 @app.command("evaluate")

@@ -147,6 +147,19 @@ def take_back(folder: Path, existing: Path) -> None:
             path.rmdir()
 
 
+def check_device(name: str) -> None:
+    """A device that torch can really compute on here: cpu, cuda, cuda:1, mps ..."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device: torch cannot compute on {name!r} here; expected cpu, or cuda or mps where "
+            "there is one; `python cli.py doctor` says which; use --device cpu"
+        ) from error
+
+
 def print_statistics(rows: dict) -> None:
     """demos.statistics as a table."""
     from rich.table import Table

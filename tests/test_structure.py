@@ -31,7 +31,8 @@ LAYERS = [
     {"runs"},
     {"train"},
     {"studies", "report"},
-    {"trust", "compare", "overview"},
+    {"trust", "compare", "overview", "game"},
+    {"play"},
     {"cli"},
 ]
 
