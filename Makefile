@@ -3,6 +3,7 @@
 #     make train        set up, then train with 5 demonstrations a task
 #     make test         set up, then run the tests
 #
+# The three notebooks, run anew and rendered to docs/*.html:    make notebooks
 # Extra arguments go through ARGS:         make train ARGS="--preset debug"
 # Another interpreter, 3.10 to 3.13:       make setup PYTHON=python3.12
 # The CPU build of torch (see requirements.txt; on Linux without an NVIDIA GPU it saves GBs):
@@ -15,10 +16,11 @@ PIP_TORCH_ARGS ?=
 ARGS ?=
 
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.notebook-tools
 RUN := "$(VENV)/bin/python"
 PIP := $(RUN) -m pip --disable-pip-version-check
 
-.PHONY: train test test-all lint setup clean-venv
+.PHONY: train test test-all lint setup notebooks notebook-tools clean-venv
 .DEFAULT_GOAL := setup
 
 train: setup
@@ -37,6 +39,12 @@ lint: $(STAMP)
 
 setup: $(STAMP)
 	$(RUN) doctor.py --ensure-renderer
+
+notebooks: setup notebook-tools
+	$(RUN) notebooks/to_html.py $(ARGS)
+
+# With these `make test` runs the notebooks too, at debug size.
+notebook-tools: $(TOOLS)
 
 clean-venv:
 	rm -rf "$(VENV)"
@@ -59,4 +67,8 @@ $(STAMP): requirements.txt
 	$(PIP) install --quiet --upgrade pip
 	$(PIP) install $(PIP_TORCH_ARGS) "$$(grep '^torch==' requirements.txt)"
 	$(PIP) install --quiet -r requirements.txt
+	@touch "$@"
+
+$(TOOLS): requirements-notebooks.txt $(STAMP)
+	$(PIP) install --quiet -r requirements-notebooks.txt
 	@touch "$@"

@@ -102,7 +102,8 @@ def doctor_command(
 
 
 Preset = Annotated[
-    str, typer.Option(help="cpu (the reported runs), debug (all tiny), gpu (larger) or paper.")
+    str,
+    typer.Option(help="cpu (reported), debug (tiny), notebook (minutes), gpu (larger) or paper."),
 ]
 
 Device = Annotated[

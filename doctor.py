@@ -86,6 +86,24 @@ def read_pins(requirements: Path = REQUIREMENTS, python: tuple = sys.version_inf
     return pins
 
 
+def missing_pins() -> list[str]:
+    """The pins of requirements.txt, name==version, whose package is not installed in any version.
+
+    What a hosted notebook has to install: it brings its own torch and numpy, and other versions of
+    what is already loaded would need a new kernel.
+    """
+    pins = read_pins()
+    return [f"{name}=={wanted}" for name, wanted in pins.items() if not _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def check_packages() -> list[Check]:
     """One row per pinned package. Looks at the installed metadata; imports nothing."""
     checks = []

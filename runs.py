@@ -122,8 +122,9 @@ class RunConfig:
 
 def preset(name: str) -> RunConfig:
     """`cpu` (default: the reported runs), `debug` (everything tiny: the whole loop in a minute),
-    `gpu` (larger, still from scratch: it needs no download and no licence), `paper` (`paper_scale`:
-    pretrained models and the paper's hyperparameters)."""
+    `notebook` (two tasks, a few minutes: what notebooks/ train), `gpu` (larger, still from scratch:
+    it needs no download and no licence), `paper` (`paper_scale`: pretrained models and the paper's
+    hyperparameters)."""
     if name == "cpu":
         return RunConfig()
     if name == "debug":
@@ -147,6 +148,23 @@ def preset(name: str) -> RunConfig:
             loop=LoopConfig(iterations=2, groups=2, rollouts=4),
             real_loop=LoopConfig(iterations=2, groups=2, rollouts=4),
         )
+    if name == "notebook":
+        base = RunConfig()
+        return replace(
+            base,
+            tasks=("coffee-push", "faucet-close"),
+            slots=64,
+            exploration=32,
+            probes=8,
+            probe_every=3,
+            test_starts=10,
+            sft=replace(base.sft, steps=900, batch=32),
+            filtered_bc=replace(base.filtered_bc, steps=250, batch=32),
+            simulator_fit=replace(base.simulator_fit, steps=260),
+            kinematics_fit=replace(base.kinematics_fit, steps=1000),
+            reflector_fit=replace(base.reflector_fit, steps=300, batch=32),
+            loop=replace(base.loop, iterations=3, groups=8),
+        )
     if name == "gpu":
         base = RunConfig()
         return replace(
@@ -158,7 +176,7 @@ def preset(name: str) -> RunConfig:
         )
     if name == "paper":
         return paper_scale()
-    raise ValueError(f"unknown preset {name!r}; expected cpu, debug, gpu or paper")
+    raise ValueError(f"unknown preset {name!r}; expected cpu, debug, notebook, gpu or paper")
 
 
 def paper_scale() -> RunConfig:

@@ -114,7 +114,7 @@ def test_help_imports_nothing_heavy():
     assert child.stdout.strip() == "[]", child.stderr
 
 
-@pytest.mark.parametrize("preset", ["cpu", "debug", "gpu", "paper"])
+@pytest.mark.parametrize("preset", ["cpu", "debug", "notebook", "gpu", "paper"])
 def test_config_prints_json_that_is_the_preset(preset):
     result = in_process("config", "--preset", preset)
     assert result.exit_code == 0
@@ -145,7 +145,7 @@ def test_options_of_train_reach_the_settings():
         ("nonsense", ["nonsense", "--help"]),
         ("train --nonsense", ["--nonsense", "train --help"]),
         ("train --seed x", ["--seed", "--help"]),
-        ("train --preset huge", ["'huge'", "cpu, debug, gpu or paper"]),
+        ("train --preset huge", ["'huge'", "cpu, debug, notebook, gpu or paper"]),
         ("train --tasks fly", ["'fly'", "expected", "drawer-open"]),
         ("train --tasks reach,reach", ["different"]),
         ("train --tasks ,", ["expected one or more"]),
@@ -159,7 +159,7 @@ def test_options_of_train_reach_the_settings():
         ("train --until lunch", ["'lunch'", "simulator"]),
         ("train --device toaster", ["'toaster'", "expected cpu"]),
         ("train --device cuda:99", ["'cuda:99'", "expected cpu", "--device cpu"]),
-        ("config --preset huge", ["cpu, debug, gpu or paper"]),
+        ("config --preset huge", ["cpu, debug, notebook, gpu or paper"]),
         ("demos nonsense", ["nonsense", "demos --help"]),
         ("demos load", ["folder", "demos load --help"]),
         ("demos collect new --tasks fly", ["'fly'", "expected"]),

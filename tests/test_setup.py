@@ -207,6 +207,13 @@ def test_an_unreadable_pin_is_refused(tmp_path):
         doctor.read_pins(requirements)
 
 
+def test_only_what_is_not_installed_at_all_is_missing(monkeypatch):
+    """Another version than the pinned one is not replaced: a hosted notebook has its own torch."""
+    pins = {"numpy": "0.1", "no-such-package": "1.0"}
+    monkeypatch.setattr(doctor, "read_pins", lambda: pins)
+    assert doctor.missing_pins() == ["no-such-package==1.0"]
+
+
 @pytest.mark.parametrize("with_rich", [True, False])
 def test_table_shows_every_row(monkeypatch, capsys, with_rich):
     if not with_rich:
