@@ -22,6 +22,16 @@ def test_the_hand_is_seen_where_the_camera_projects_it():
     assert np.abs(view(state).numpy() - expected).max() < 1e-5
 
 
+def test_the_projection_stays_in_float32():
+    """Under autocast to bfloat16 the hand is where it was, bit by bit, on every processor."""
+    state = torch.randn(20, STATE_DIM, generator=torch.Generator().manual_seed(0)) * 0.2
+    view = HandInView()
+    view.look_through(CAMERA)
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = view(state)
+    assert torch.equal(seen, view(state))
+
+
 def test_without_a_camera_the_hand_is_in_the_middle():
     """So that an untrained part computes something finite."""
     assert not HandInView()(torch.randn(5, STATE_DIM)).any()
