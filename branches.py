@@ -28,7 +28,8 @@ from dreams import moment
 from evaluate import wilson_share
 from policy import Policy
 from ppo import Explorer, LoopConfig, play_branches
-from tasks import Start, VecRealEnv
+from tasks import Start
+from vecenv import VecRealEnv
 from worldenv import WorldEnv
 
 DRAWS = 1000  # of the bootstrap

@@ -138,7 +138,8 @@ def demos_collect(
 ) -> None:
     """Record expert demonstrations."""
     import demos as episodes_on_disk
-    from tasks import DEFAULT_SUITE, EnvConfig, VecRealEnv
+    from tasks import DEFAULT_SUITE, EnvConfig
+    from vecenv import VecRealEnv
 
     names = task_names(tasks) if tasks else DEFAULT_SUITE
     check_demos(demos)
@@ -458,7 +459,7 @@ def evaluate_command(
     """Measure real success, per task and in the mean, with Wilson's 95 % intervals."""
     from evaluate import TERMINATIONS, evaluate, test_starts
     from runs import Run
-    from tasks import VecRealEnv
+    from vecenv import VecRealEnv
 
     one_of("--policy", policy, ("policy", "sft"))
     one_of("--termination", termination, TERMINATIONS)

@@ -104,7 +104,7 @@ def play(
     """Play one episode from every start and record it:
     the rollout of demonstrations, exploration and evaluation.
 
-    env: tasks.VecRealEnv or worldenv.WorldEnv (B slots; the starts are taken B at a time).
+    env: vecenv.VecRealEnv or worldenv.WorldEnv (B slots; the starts are taken B at a time).
     act: (observations, (B,) mask of running slots) -> action chunks (B, K, A);
          None lets the scripted expert play (real environment only).
     after_success: decisions still played after the first success. 0 stops there (the oracle's

@@ -25,8 +25,9 @@ from gauge import shares
 from instructions import TASKS
 from policy import Policy, PolicyConfig, imitation_batches
 from runs import BadRun, Run
-from tasks import EnvConfig, Start, VecRealEnv, split_seeds
+from tasks import EnvConfig, Start, split_seeds
 from train import hardware
+from vecenv import VecRealEnv
 
 SCREEN_GROUP = 5  # tasks that share one policy while screening, as many as the default suite has
 SCREEN_STARTS = 30  # development starts per task

@@ -12,8 +12,8 @@ reflector gives R and says when to stop. No real interaction happens here.
                                                |
                                      reflector (VLM) --> R, stop when R > eta
 
-It has the same face as tasks.VecRealEnv (reset, step, get_states, set_states, done), so one rollout
-function serves both.
+It has the same face as vecenv.VecRealEnv (reset, step, get_states, set_states, done), so one
+rollout function serves both.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
     starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a
         dream may begin.
 
-    reset(options={"starts": [Start, ...]}), step(actions (B, K, A) in [-1, 1]) as tasks.VecRealEnv.
+    reset(options={"starts": [Start, ...]}), step(actions (B, K, A) in [-1, 1]): as
+        vecenv.VecRealEnv.
     The reward of a step is R at the stop or at the horizon, else 0; terminated where R > eta;
     truncated at the horizon. infos: "reflector" (B,) R of every running slot, "success" (B,) the
     reflector's verdict. Done slots rest.

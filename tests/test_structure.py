@@ -18,6 +18,7 @@ LAYERS = [
     {"view"},
     {"vlm"},
     {"tasks", "doctor"},
+    {"vecenv"},
     {"demos", "fit"},
     {"pretrained", "kinematics", "album", "recordings"},
     {"policy", "formats"},
@@ -121,7 +122,7 @@ def test_the_command_line_is_on_top():
     assert all("cli" not in imported(name) for name in NAMES)
 
 
-@pytest.mark.parametrize("name", ["render", "tasks", "doctor"])
+@pytest.mark.parametrize("name", ["render", "tasks", "vecenv", "doctor"])
 def test_workers_stay_small(name):
     """What a worker process loads brings in neither torch nor the libraries of the models."""
     heavy = {"torch", "transformers", "diffusers", "tokenizers", "sklearn"}

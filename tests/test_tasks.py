@@ -13,12 +13,12 @@ from tasks import (
     EnvConfig,
     RealEnv,
     Start,
-    VecRealEnv,
     _shrink,
     check_tasks,
     split_of,
     split_seeds,
 )
+from vecenv import VecRealEnv
 
 TASK, OTHER = "button-press-topdown", "handle-press"  # short tasks that the expert solves surely
 CONFIG = EnvConfig(size=64, chunk=4, horizon=24)
