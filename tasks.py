@@ -1,4 +1,7 @@
-"""The real environment: Meta-World tasks in MuJoCo, seen through one camera, played in chunks.
+"""The real environment: tasks in MuJoCo, seen through one camera, played in chunks.
+
+Meta-World's tasks are here, and what every source of tasks shares: names, start seeds, settings,
+the face of an environment. LIBERO's tasks are played by `libero_env.py` behind the same face.
 
 Paper's section: "Evaluation" (the real environment) and the source of every real frame in the
 project. This is the bottom of the project: it imports no torch, so that worker processes stay
@@ -10,18 +13,19 @@ small.
 Axis legend used in every file of the project:
     B  environments played side by side     H, W  image height, width in pixels
     K  environment steps in one action chunk (one *decision*)
-    A  action dimensions (4)                S  state dimensions (4)
+    A  action dimensions (4 or 7)           S  state dimensions (4 or 7)
 
-# DEVIATION: the paper evaluates on LIBERO with a 7-D end-effector action; here Meta-World's 4-D
-#   action (dx, dy, dz, gripper; the hand's orientation is fixed); because Meta-World installs from
-#   PyPI alone and brings a scripted expert for each task. For the same reason the state is (x, y,
-#   z, gripper opening).
+# DEVIATION: the paper evaluates on LIBERO with a 7-D end-effector action; here the reported runs
+#   have Meta-World's 4-D action (dx, dy, dz, gripper; the hand's orientation is fixed) and state
+#   (x, y, z, gripper opening), and LIBERO is an option (`--suite`); because a processor plays
+#   Meta-World several times faster, and it brings a scripted expert for each task.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 
 import gymnasium
@@ -29,11 +33,68 @@ import numpy as np
 
 from camera import Camera
 from instructions import INSTRUCTION_CHARACTERS, INSTRUCTIONS, TASKS
+from libero_tasks import FIXED_STARTS, LIBERO_INSTRUCTIONS, LIBERO_SUITES, view_of
 from render import choose_backend
 
-# dx, dy, dz in [-1, 1] (1.0 moves the hand's target by 1 cm), gripper in [-1, 1] (+1 closes)
+# Meta-World's dx, dy, dz in [-1, 1] (1.0 moves the hand's target by 1 cm), gripper in [-1, 1]
+# (+1 closes)
 ACTION_DIM = 4
 STATE_DIM = 4  # hand x, y, z in metres (world frame), gripper opening in [0, 1]
+
+
+@dataclass(frozen=True)
+class Robot:
+    """What policy, simulator and reflector have to know of a robot; by default Meta-World's.
+
+    Whatever the robot, the state begins with the hand's x, y, z in metres and the gripper's opening
+    in [0, 1]; the action begins with dx, dy, dz and ends with the gripper (+1 closes).
+    """
+
+    name: str = "metaworld"
+    state_dim: int = STATE_DIM  # S
+    action_dim: int = ACTION_DIM  # A
+    metres: float = 0.01  # how far one step of an action of 1 moves the hand's target [Meta-World]
+    # Where that target starts in each decision: where it was (False), or the hand's place (True).
+    from_hand: bool = False
+    # The box that holds the target, metres [Meta-World; two of fifty tasks let it 20 cm lower].
+    low: tuple[float, ...] = (-0.5, 0.4, 0.05)
+    high: tuple[float, ...] = (0.5, 1.0, 0.5)
+    # About where hands are and how far they move [Meta-World], so that a network's inputs are near
+    # 1; one number for each entry of the state.
+    middle: tuple[float, ...] = (0.0, 0.7, 0.2, 0.5)
+    spread: tuple[float, ...] = (0.1, 0.1, 0.1, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.state_dim < 4 or self.action_dim < 4:
+            raise ValueError(
+                f"Robot: got state {self.state_dim}, action {self.action_dim}; expected 4 or more "
+                "of both: x, y, z and gripper"
+            )
+        for name in ("middle", "spread"):
+            if len(getattr(self, name)) != self.state_dim:
+                raise ValueError(
+                    f"Robot.{name}: got {len(getattr(self, name))} numbers, expected "
+                    f"{self.state_dim}, one for each entry of the state"
+                )
+
+
+METAWORLD = Robot()
+# LIBERO's Panda: the state goes on with the hand's orientation (3), the action is dx, dy, dz,
+# rotation (3), gripper; see libero_env.py. An action of 1 asks for 5 cm from where the hand is
+# *now* and gets a part of it before the next one comes: `metres`, once it moves [measured here].
+LIBERO = Robot(
+    name="libero",
+    state_dim=7,
+    action_dim=7,
+    metres=0.013,
+    from_hand=True,
+    low=(-2.0, -2.0, 0.0),
+    high=(2.0, 2.0, 2.0),
+    middle=(0.0, 0.0, 0.2, 0.5, 0.0, 0.0, 0.0),
+    spread=(0.1, 0.1, 0.1, 0.5, 0.2, 0.2, 0.2),
+)
+# How high the hand is at work, metres: LIBERO's tables differ.
+WORKING_HEIGHT = {"floor": 0.2, "table": 1.1, "living room": 0.6, "study": 1.1}
 
 # The default suite: chosen by `python cli.py screen`, whose table is results/screening.md.
 DEFAULT_SUITE = ("coffee-push", "dial-turn", "faucet-close", "lever-pull", "reach-wall")
@@ -50,18 +111,40 @@ SPLITS = {
 }
 
 
+SUITES = {"metaworld": DEFAULT_SUITE} | {suite: tuple(t) for suite, t in LIBERO_SUITES.items()}
+
+
 def check_tasks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
     """Return the task names without Meta-World's version suffix;
-    raise ValueError for an unknown or repeated one."""
+    raise ValueError for an unknown or repeated one, and for tasks that cannot share a run."""
     short = tuple(name.removesuffix("-v3") for name in names)
     for name in short:
         if name not in INSTRUCTIONS:
             near = [task for task in TASKS if name.split("-")[0] in task]
+            near = near or get_close_matches(name, LIBERO_INSTRUCTIONS, 5)
             hint = f"near it: {', '.join(near)}" if near else f"one of: {', '.join(TASKS)}"
             raise ValueError(f"unknown task {name!r}; expected {hint}")
     if not short or len(set(short)) != len(short):
         raise ValueError(f"expected one or more different tasks, got {', '.join(short) or 'none'}")
+    scenes = {}
+    for name in short:
+        libero = name in LIBERO_INSTRUCTIONS
+        scenes.setdefault(f"LIBERO's {view_of(name)}" if libero else "Meta-World", []).append(name)
+    if len(scenes) > 1:
+        told = "; ".join(f"{scene}: {', '.join(tasks)}" for scene, tasks in scenes.items())
+        raise ValueError(
+            f"tasks that robot and camera of one run cannot share ({told}); "
+            "expected tasks of one scene; choose them with --tasks"
+        )
     return short
+
+
+def robot_of(task: str) -> Robot:
+    """The robot that plays a task."""
+    if task not in LIBERO_INSTRUCTIONS:
+        return METAWORLD
+    x, y, _, *rest = LIBERO.middle
+    return replace(LIBERO, middle=(x, y, WORKING_HEIGHT[view_of(task)], *rest))
 
 
 def split_seeds(split: str, count: int, offset: int = 0) -> list[int]:
@@ -73,6 +156,16 @@ def split_seeds(split: str, count: int, offset: int = 0) -> list[int]:
             f"the {split} split holds {len(SPLITS[split])} starts, asked for {offset}+{count}"
         )
     return list(seeds)
+
+
+def check_fixed_starts(tasks: tuple[str, ...], split: str, count: int) -> None:
+    """Raise ValueError for more test starts than LIBERO has; its other starts are as many as there
+    are seeds."""
+    if split == "test" and count > FIXED_STARTS and any(t in LIBERO_INSTRUCTIONS for t in tasks):
+        raise ValueError(
+            f"test starts per task: got {count}, expected 1 to {FIXED_STARTS}, those that LIBERO "
+            "fixes; use fewer --starts"
+        )
 
 
 def split_of(seed: int) -> str:
@@ -104,7 +197,7 @@ CAMERA_FOVY = 42.0
 SUPERSAMPLE = 2
 
 
-def _decimate_meshes(model, cell: float = 0.05, min_faces: int = 1000) -> None:
+def decimate_meshes(model, cell: float = 0.05, min_faces: int = 1000) -> None:
     """Thin out the large visual meshes of a MjModel in memory (vertex clustering),
     before a renderer copies them.
 
@@ -135,6 +228,15 @@ def _decimate_meshes(model, cell: float = 0.05, min_faces: int = 1000) -> None:
         model.mesh_facenum[mesh] = kept
 
 
+_ALL_RENDERERS: list = []
+
+
+def keep_renderer(renderer) -> None:
+    """Never let a renderer be closed or collected before its process ends: under OSMesa all others
+    of the process would return garbage, without a word."""
+    _ALL_RENDERERS.append(renderer)
+
+
 def _touching_object(sim, object_geom: int) -> bool:
     """Meta-World's test of a grasp (both finger pads press on the object),
     on arrays instead of contact by contact.
@@ -161,6 +263,7 @@ class EnvConfig:
     size: int = 64  # image height and width in pixels
     chunk: int = 4  # K, environment steps per decision [measured here: episodes of 8-25 decisions]
     horizon: int = 30  # decisions until truncation; the expert needs 22 for the longest task
+    robot: Robot = field(default_factory=Robot)
 
     def __post_init__(self) -> None:
         for name in ("size", "chunk", "horizon"):
@@ -175,20 +278,23 @@ def spaces(config: EnvConfig) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.B
     size = (config.size, config.size, 3)
     observation = gymnasium.spaces.Dict(
         image=gymnasium.spaces.Box(0, 255, size, np.uint8),
-        state=gymnasium.spaces.Box(-2.0, 2.0, (STATE_DIM,), np.float32),
+        state=gymnasium.spaces.Box(-4.0, 4.0, (config.robot.state_dim,), np.float32),
         instruction=gymnasium.spaces.Text(100, min_length=0, charset=INSTRUCTION_CHARACTERS),
     )
-    return observation, gymnasium.spaces.Box(-1.0, 1.0, (config.chunk, ACTION_DIM), np.float32)
+    shape = (config.chunk, config.robot.action_dim)
+    return observation, gymnasium.spaces.Box(-1.0, 1.0, shape, np.float32)
 
 
-def _shrink(image: np.ndarray) -> np.ndarray:
+def shrink(image: np.ndarray) -> np.ndarray:
     """Mean of every SUPERSAMPLE x SUPERSAMPLE pixels: (nH, nW, 3) uint8 -> (H, W, 3) uint8."""
     n, side = SUPERSAMPLE, len(image) // SUPERSAMPLE
     return image.reshape(side, n, side, n, 3).mean((1, 3)).round().astype(np.uint8)
 
 
-class RealEnv(gymnasium.Env):
-    """One Meta-World task as a Gymnasium environment that is stepped in action chunks.
+class ChunkedEnv(gymnasium.Env):
+    """A task as a Gymnasium environment that is stepped in action chunks: the face that every
+    source of tasks has. A source adds `reset`, `render`, `snapshot`, `restore`, `camera` and the
+    three methods below.
 
     Observation: {"image": (H, W, 3) uint8, "state": (S,) float32, "instruction": str}.
     Action: (K, A) float32 in [-1, 1].
@@ -200,93 +306,36 @@ class RealEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
 
-    def __init__(self, task: str, config: EnvConfig | None = None, stop_on_success: bool = True):
+    def __init__(self, task: str, config: EnvConfig, stop_on_success: bool):
         choose_backend()
-        import mujoco
-        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-        from metaworld.policies import ENV_POLICY_MAP
-
         (self.task,) = check_tasks([task])
-        self.config = config or EnvConfig()
+        if config.robot != robot_of(self.task):
+            raise ValueError(
+                f"EnvConfig.robot: got {config.robot.name} (state {config.robot.state_dim}, action "
+                f"{config.robot.action_dim}), expected that of {self.task}: tasks.robot_of"
+            )
+        self.config = config
         self.stop_on_success = stop_on_success
         self.render_mode = "rgb_array"
-        self.observation_space, self.action_space = spaces(self.config)
-
-        self._mujoco = mujoco
-        self._sim = ALL_V3_ENVIRONMENTS[f"{self.task}-v3"]()
-        # A task of our own choosing: starts are drawn from the task's reset space by our seed.
-        # (Meta-World's own `set_task` freezes the start vector, with which some tasks' rejection
-        # sampling never ends.)
-        self._sim._set_task_called = True
-        # The expert reads the goal from the observation, which Meta-World hides
-        # (and clips to 0) by default.
-        self._sim._partially_observable = False
-        vars(self._sim).pop("sawyer_observation_space", None)
-        self._sim._freeze_rand_vec = False
-        self._sim.seeded_rand_vec = True
-        self._sim.max_path_length = 10**9
-        self._sim.touching_object = partial(_touching_object, self._sim)
-        self._expert = ENV_POLICY_MAP[f"{self.task}-v3"]()
-        self._place_camera()
-        self._decisions = 0
-
-    def _place_camera(self) -> None:
-        """Move and zoom the camera, turn off what costs time in software rendering,
-        create the renderer."""
-        mujoco, model, data = self._mujoco, self._sim.model, self._sim.data
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 0
-        _decimate_meshes(model)
-        right = data.cam(CAMERA_NAME).xmat.reshape(3, 3)[:, 0]
-        model.cam(CAMERA_NAME).pos[:] = np.array(CAMERA_POSITION) - CAMERA_SIDEWAYS * right
-        model.cam(CAMERA_NAME).fovy[:] = CAMERA_FOVY
-        mujoco.mj_forward(model, data)
-        # OSMesa trap: closing or collecting one renderer makes all others of the process return
-        # garbage without a word. So a renderer is never closed: it lives in this list until its
-        # process ends.
-        side = SUPERSAMPLE * self.config.size
-        self._renderer = mujoco.Renderer(model, side, side)
-        _ALL_RENDERERS.append(self._renderer)
-        camera = data.cam(CAMERA_NAME)
-        self.camera = Camera(
-            tuple(camera.xpos.tolist()), tuple(camera.xmat.tolist()), CAMERA_FOVY, self.config.size
-        )
-
-    def render(self) -> np.ndarray:
-        """The current camera image, (H, W, 3) uint8, upright."""
-        renderer, flags = self._renderer, self._mujoco.mjtRndFlag
-        if renderer._gl_context:
-            renderer._gl_context.make_current()
-        renderer.update_scene(self._sim.data, CAMERA_NAME)
-        renderer.scene.flags[flags.mjRND_SHADOW] = 0
-        renderer.scene.flags[flags.mjRND_REFLECTION] = 0
-        return _shrink(renderer.render()[::-1, ::-1])
-
-    def _observe(self) -> dict[str, np.ndarray]:
-        # The first four entries of Meta-World's observation: hand's position, gripper's opening.
-        state = self._raw[:STATE_DIM].astype(np.float32)
-        return {"image": self.render(), "state": state, "instruction": INSTRUCTIONS[self.task][0]}
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Start over at the start state that `seed` names, the same on every machine."""
-        super().reset(seed=seed)
-        if seed is None:
-            seed = int(self.np_random.integers(SPLITS["rl"].start, SPLITS["rl"].stop))
-        self._sim.seed(seed)
-        self._sim.reset()
-        # Meta-World's reset leaves the drawn scene where it was before: work it out anew, or the
-        # first frame, at which every dream begins, shows another start.
-        self._mujoco.mj_forward(self._sim.model, self._sim.data)
-        self._sim._get_obs()  # an observation holds the one before it, too
-        self._raw = self._sim._get_obs()
+        self.observation_space, self.action_space = spaces(config)
         self._decisions = 0
         self._success = False
-        return self._observe(), {"success": False, "steps": 0}
+
+    def _state(self) -> np.ndarray:
+        """The state now, (S,) float32."""
+        raise NotImplementedError
 
     def _advance(self, action: np.ndarray) -> None:
-        """One environment step (12.5 ms of simulated time times Meta-World's frame skip of 5)."""
-        self._raw, _, _, _, info = self._sim.step(np.clip(action, -1.0, 1.0))
-        self._success = bool(info["success"])
+        """Play one environment step, (A,) in [-1, 1], and set `_success`."""
+        raise NotImplementedError
+
+    def _expert_action(self) -> np.ndarray:
+        """What the scripted expert would do now, (A,)."""
+        raise NotImplementedError
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        instruction = INSTRUCTIONS[self.task][0]
+        return {"image": self.render(), "state": self._state(), "instruction": instruction}
 
     def _play(self, next_action) -> tuple:
         """Play up to K steps with actions from `next_action(k)`, then look once."""
@@ -312,17 +361,101 @@ class RealEnv(gymnasium.Env):
         return self._play(lambda k: action[k])
 
     def expert_step(self):
-        """Let Meta-World's scripted expert play one chunk (it sees the true state at every step).
+        """Let the scripted expert play one chunk (it sees the true state at every step).
 
         Returns (chunk (K, A) float32 in [-1, 1] as executed, then the five values of `step`)."""
         chunk = np.zeros(self.action_space.shape, np.float32)
 
         def next_action(k: int) -> np.ndarray:
-            chunk[k:] = np.clip(self._expert.get_action(self._raw), -1.0, 1.0)
+            chunk[k:] = np.clip(self._expert_action(), -1.0, 1.0)
             return chunk[k]
 
         outcome = self._play(next_action)
         return chunk, *outcome
+
+
+class RealEnv(ChunkedEnv):
+    """One Meta-World task."""
+
+    def __init__(self, task: str, config: EnvConfig | None = None, stop_on_success: bool = True):
+        super().__init__(task, config or EnvConfig(), stop_on_success)
+        import mujoco
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+        from metaworld.policies import ENV_POLICY_MAP
+
+        self._mujoco = mujoco
+        self._sim = ALL_V3_ENVIRONMENTS[f"{self.task}-v3"]()
+        # A task of our own choosing: starts are drawn from the task's reset space by our seed.
+        # (Meta-World's own `set_task` freezes the start vector, with which some tasks' rejection
+        # sampling never ends.)
+        self._sim._set_task_called = True
+        # The expert reads the goal from the observation, which Meta-World hides
+        # (and clips to 0) by default.
+        self._sim._partially_observable = False
+        vars(self._sim).pop("sawyer_observation_space", None)
+        self._sim._freeze_rand_vec = False
+        self._sim.seeded_rand_vec = True
+        self._sim.max_path_length = 10**9
+        self._sim.touching_object = partial(_touching_object, self._sim)
+        self._expert = ENV_POLICY_MAP[f"{self.task}-v3"]()
+        self._place_camera()
+
+    def _place_camera(self) -> None:
+        """Move and zoom the camera, turn off what costs time in software rendering,
+        create the renderer."""
+        mujoco, model, data = self._mujoco, self._sim.model, self._sim.data
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 0
+        decimate_meshes(model)
+        right = data.cam(CAMERA_NAME).xmat.reshape(3, 3)[:, 0]
+        model.cam(CAMERA_NAME).pos[:] = np.array(CAMERA_POSITION) - CAMERA_SIDEWAYS * right
+        model.cam(CAMERA_NAME).fovy[:] = CAMERA_FOVY
+        mujoco.mj_forward(model, data)
+        side = SUPERSAMPLE * self.config.size
+        self._renderer = mujoco.Renderer(model, side, side)
+        keep_renderer(self._renderer)
+        camera = data.cam(CAMERA_NAME)
+        self.camera = Camera(
+            tuple(camera.xpos.tolist()), tuple(camera.xmat.tolist()), CAMERA_FOVY, self.config.size
+        )
+
+    def render(self) -> np.ndarray:
+        """The current camera image, (H, W, 3) uint8, upright."""
+        renderer, flags = self._renderer, self._mujoco.mjtRndFlag
+        if renderer._gl_context:
+            renderer._gl_context.make_current()
+        renderer.update_scene(self._sim.data, CAMERA_NAME)
+        renderer.scene.flags[flags.mjRND_SHADOW] = 0
+        renderer.scene.flags[flags.mjRND_REFLECTION] = 0
+        return shrink(renderer.render()[::-1, ::-1])
+
+    def _state(self) -> np.ndarray:
+        # The first four entries of Meta-World's observation: hand's position, gripper's opening.
+        return self._raw[:STATE_DIM].astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Start over at the start state that `seed` names, the same on every machine."""
+        super().reset(seed=seed)
+        if seed is None:
+            seed = int(self.np_random.integers(SPLITS["rl"].start, SPLITS["rl"].stop))
+        self._sim.seed(seed)
+        self._sim.reset()
+        # Meta-World's reset leaves the drawn scene where it was before: work it out anew, or the
+        # first frame, at which every dream begins, shows another start.
+        self._mujoco.mj_forward(self._sim.model, self._sim.data)
+        self._sim._get_obs()  # an observation holds the one before it, too
+        self._raw = self._sim._get_obs()
+        self._decisions = 0
+        self._success = False
+        return self._observe(), {"success": False, "steps": 0}
+
+    def _advance(self, action: np.ndarray) -> None:
+        """One environment step (12.5 ms of simulated time times Meta-World's frame skip of 5)."""
+        self._raw, _, _, _, info = self._sim.step(np.clip(action, -1.0, 1.0))
+        self._success = bool(info["success"])
+
+    def _expert_action(self) -> np.ndarray:
+        return self._expert.get_action(self._raw)
 
     # -- a simulator can be put back to an earlier moment; a robot cannot.
     # Used by workers and branching rollouts.
@@ -358,5 +491,4 @@ class RealEnv(gymnasium.Env):
         self._raw = raw.copy()
 
 
-_ALL_RENDERERS: list = []
 _MOVED_AT_RESET = ("body_pos", "body_quat", "site_pos", "geom_pos", "geom_quat")

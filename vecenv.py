@@ -16,8 +16,17 @@ import gymnasium
 import numpy as np
 
 from camera import Camera
+from libero_env import LiberoEnv
+from libero_tasks import LIBERO_INSTRUCTIONS
 from render import choose_backend
-from tasks import DEFAULT_SUITE, SPLITS, STATE_DIM, EnvConfig, RealEnv, Start, spaces
+from tasks import DEFAULT_SUITE, SPLITS, ChunkedEnv, EnvConfig, RealEnv, Start, spaces
+
+
+def make_env(task: str, config: EnvConfig, stop_on_success: bool = True) -> ChunkedEnv:
+    """The real environment of a task: LIBERO's or Meta-World's."""
+    if task in LIBERO_INSTRUCTIONS:
+        return LiberoEnv(task, config, stop_on_success)
+    return RealEnv(task, config, stop_on_success)
 
 
 def _worker(pipe, config: EnvConfig) -> None:
@@ -29,14 +38,14 @@ def _worker(pipe, config: EnvConfig) -> None:
     # Ctrl-C reaches every process of the terminal: the main one ends the workers by their pipes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = os.environ["LP_NUM_THREADS"] = "1"
-    envs: dict[str, RealEnv] = {}
+    envs: dict[str, ChunkedEnv] = {}
     task_of: dict[int, str] = {}
     resting: dict[int, dict] = {}  # slot -> snapshot, for slots that are swapped out
     loaded: dict[str, int] = {}  # task -> the slot that its environment holds now
 
-    def bring_in(slot: int, task: str, restore: bool) -> RealEnv:
+    def bring_in(slot: int, task: str, restore: bool) -> ChunkedEnv:
         if task not in envs:
-            envs[task] = RealEnv(task, config)
+            envs[task] = make_env(task, config)
         env, holder = envs[task], loaded.get(task)
         if holder != slot:
             if holder is not None:
@@ -160,7 +169,7 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         answers = self._ask([("reset", slot, (start, stop)) for slot, start in enumerate(starts)])
         size = self.config.size
         self._images = np.zeros((self.num_envs, size, size, 3), np.uint8)
-        self._states = np.zeros((self.num_envs, STATE_DIM), np.float32)
+        self._states = np.zeros((self.num_envs, self.config.robot.state_dim), np.float32)
         self._texts = [""] * self.num_envs
         self._success = np.zeros(self.num_envs, bool)
         self.done = np.arange(self.num_envs) >= len(starts)
