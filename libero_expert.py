@@ -125,26 +125,31 @@ class PickAndPlace:
     def _others(self, thing: str) -> np.ndarray:
         """Points of all other things, (N, 3)."""
         names = [name for name in self.domain.obj_body_id if name != thing]
-        return np.concatenate([self.points(name) for name in names] or [np.zeros((0, 3))])
+        return np.concatenate(
+            [self.points(name, solid=True) for name in names] or [np.zeros((0, 3))]
+        )
 
     def _plan_to_place(self, hand: np.ndarray, goal: list[str]) -> None:
         thing, where = goal[1:]
         points = self.points(thing)
         body = self.domain.sim.data.body_xpos[self.domain.obj_body_id[thing]]
         hangs = hand[2] - points[:, 2].min()  # how far the thing reaches below the hand
-        target, surface, rim = self._target(where)
+        target, floor, rim = self._target(where)
         over = np.array([*(target[:2] + hand[:2] - body[:2]), 0.0])
         height = max(rim + 0.06, points[:, 2].min() + 0.1) + hangs
+        low = floor + hangs + 0.01
+        if "contain" in where:  # a basket: the palm stays above its rim
+            low = max(low, rim - 0.03)
         self.plan.waypoints = [
             Waypoint(np.array([*hand[:2], height]), CLOSED, 0.02, 60),
             Waypoint(np.array([*over[:2], height]), CLOSED, 0.01, 120),
-            Waypoint(np.array([*over[:2], surface + hangs + 0.01]), CLOSED, 0.01, 50),
-            Waypoint(np.array([*over[:2], surface + hangs + 0.01]), OPEN, 0.0, OPENING),
+            Waypoint(np.array([*over[:2], low]), CLOSED, 0.01, 50),
+            Waypoint(np.array([*over[:2], low]), OPEN, 0.0, OPENING),
             Waypoint(np.array([*over[:2], height]), OPEN, 0.03, 30),
         ]
 
     def _target(self, where: str) -> tuple[np.ndarray, float, float]:
-        """Where a goal is: its middle (3,), the height to let go at, and that to come from."""
+        """Where a goal is: its middle (3,), the heights of its floor and of its highest point."""
         domain = self.domain
         if where in domain.obj_body_id:  # on another thing: its middle, as LIBERO looks at it
             points = self.points(where)
@@ -157,30 +162,30 @@ class PickAndPlace:
         half = np.abs(domain.sim.data.get_site_xmat(where) @ np.asarray(site.size))[2]
         parent = getattr(site, "parent_name", None)
         rim = self.points(parent)[:, 2].max() if parent in domain.obj_body_id else middle[2]
-        if "contain" in where:  # a basket: let go inside its rim
-            return middle, rim - 0.03, rim
         return middle, middle[2] - half, max(rim, middle[2] + half)
 
-    def points(self, thing: str) -> np.ndarray:
-        """Points of the drawn surface of a thing, (N, 3) metres in the world."""
+    def points(self, thing: str, solid: bool = False) -> np.ndarray:
+        """Points of the drawn surface of a thing, (N, 3) metres in the world; solid: those of the
+        shapes that collide as well (a cabinet's mesh has vertices at its corners only)."""
         model, data = self.domain.sim.model._model, self.domain.sim.data._data
         body = self.domain.obj_body_id[thing]
         geoms = np.flatnonzero(model.body_rootid[model.geom_bodyid] == model.body_rootid[body])
-        drawn = [g for g in geoms if model.geom_group[g] == 1] or list(geoms)
+        drawn = list(geoms) if solid else [g for g in geoms if model.geom_group[g] == 1]
         return np.concatenate([geom_points(model, data, g) for g in drawn])
 
 
 def geom_points(model, data, geom: int) -> np.ndarray:
-    """Some vertices of a mesh, or the corners around any other shape, (N, 3) in the world."""
+    """Some vertices of a mesh, or a grid of 2 cm in the box around any other shape, (N, 3) in the
+    world."""
     mesh = model.geom_dataid[geom]
     if mesh >= 0:
         first, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
         local = model.mesh_vert[first : first + count : max(1, count // 500)]
     else:
         radius, *rest = model.geom_size[geom]
-        half = np.where(np.array(rest) > 0, rest, radius)
-        signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
-        local = signs * np.array([radius, *half])
+        half = np.array([radius, *np.where(np.array(rest) > 0, rest, radius)])
+        lines = [np.linspace(-h, h, 2 + int(h / 0.01)) for h in half]
+        local = np.array(np.meshgrid(*lines)).reshape(3, -1).T
     return data.geom_xpos[geom] + local @ data.geom_xmat[geom].reshape(3, 3).T
 
 
