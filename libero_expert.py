@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 BY_THE_RIM = ("bowl", "mug", "ramekin")  # words in the names of things that are hollow
-GAIN, TURN_GAIN = 12.0, 1.5  # action per metre and per radian that is left to go
+GAIN, TURN_GAIN = 15.0, 2.0  # action per metre and per radian that is left to go
+REACH = 0.75  # metres from its base to which the arm, pointing down, reaches with ease
 CLOSING, OPENING = 10, 8  # steps that the fingers take
 CLEARANCE = 0.1  # metres above a thing from which the hand comes down
 FINGER = 0.04  # metres: so deep a thing fits between the fingers
@@ -88,7 +89,7 @@ class PickAndPlace:
         elif self.plan.holding and self._something_held():
             self._plan_to_place(hand, goal)
         else:
-            self._plan_to_take(rotation, goal[1])
+            self._plan_to_take(hand, rotation, goal[1])
             self.plan.holding = True
             return
         self.plan.holding = False
@@ -102,21 +103,29 @@ class PickAndPlace:
         """The parts of the goal that picking and placing can bring about."""
         return [g for g in self.domain.parsed_problem["goal_state"] if g[0] in ("on", "in")]
 
-    def _plan_to_take(self, rotation: np.ndarray, thing: str) -> None:
+    def _plan_to_take(self, hand: np.ndarray, rotation: np.ndarray, thing: str) -> None:
         """Take the thing in the way that costs least; where that failed, in the next best."""
         points, others = self.points(thing), self._others(thing)
         ways = rims(points) if any(word in thing for word in BY_THE_RIM) else pinches(points)
+        base = self.domain.robots[0].base_pos[:2]
         costs = [
-            cost - room(place, across, others) - 0.003 * abs(across @ rotation[:, 0])
+            cost
+            - room(place, across, others)
+            - 0.003 * abs(across @ rotation[:, 0])
+            + 0.3 * max(0.0, np.linalg.norm(place[:2] - base) - REACH)
             for place, across, cost in ways
         ]
         place, across, _ = ways[np.argsort(costs, kind="stable")[self.plan.tries % len(ways)]]
         if across @ rotation[:, 0] < 0:  # the two fingers are alike: turn the shorter way
             across = -across
         above = np.array([*place[:2], points[:, 2].max() + CLEARANCE])
+        # Past something tall, a cabinet, the hand goes level first.
+        tall = others[:, 2].max(initial=0.0) > above[2] - 0.05
+        level = np.array([*place[:2], max(hand[2], above[2])])
         self.plan.tries += 1
         self.plan.across = across
-        self.plan.waypoints = [
+        self.plan.waypoints = [Waypoint(level, OPEN, 0.05, 60)] if tall else []
+        self.plan.waypoints += [
             Waypoint(above, OPEN, 0.005, 90),
             Waypoint(place, OPEN, 0.008, 40),
             Waypoint(place, CLOSED, 0.0, CLOSING),
@@ -225,14 +234,14 @@ def pinches(points: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
 
 
 def room(place: np.ndarray, across: np.ndarray, others: np.ndarray) -> float:
-    """How far other things, points (N, 3), are from an open hand at `place`; at most 3 cm.
+    """How far other things, points (N, 3), are from an open hand at `place`; at most 2 cm.
 
     The palm is a rectangle 3.5 cm above where the fingers meet, the fingers a thinner one that
     reaches 2 cm below."""
     away = others - place
     here = np.abs(away @ across)
     there = np.abs(away @ np.array([-across[1], across[0], 0.0]))
-    nearest = 0.03
+    nearest = 0.02
     for bottom, half_here, half_there in ((0.035, 0.105, 0.035), (-0.02, 0.055, 0.012)):
         high = away[:, 2] > bottom
         gap = np.hypot(np.maximum(here - half_here, 0), np.maximum(there - half_there, 0))

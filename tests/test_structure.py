@@ -36,7 +36,7 @@ LAYERS = [
     {"train"},
     {"studies", "report"},
     {"trust", "compare"},
-    {"options", "terminal"},
+    {"options"},
     {"demos_cli"},
     {"cli"},
 ]
