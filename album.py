@@ -27,8 +27,9 @@ from torch import nn
 from tasks import STATE_DIM
 
 # What one unit of the state weighs in a distance: metres as they are, and the whole of the
-# gripper's opening as 5 cm.
-WEIGHT = (1.0, 1.0, 1.0, 0.05)
+# gripper's opening as 5 cm. Further entries are angles: a hand of 10 cm that turns by a radian
+# moves its far end by as much.
+WEIGHT, TURN_WEIGHT = (1.0, 1.0, 1.0, 0.05), 0.1
 # A mean difference of 1 between the thumbnails of two first frames (all of the range) weighs as
 # much as that many metres: another task's scene, some 5 % off, as 2.5 cm.
 SCENE_WEIGHT = 0.5
@@ -42,13 +43,13 @@ class Album(nn.Module):
     `fill` chooses the frames once, before the simulator trains; `recall` finds the nearest.
     """
 
-    def __init__(self, pages: int, size: int):
+    def __init__(self, pages: int, size: int, state_dim: int = STATE_DIM):
         super().__init__()
         self.register_buffer("frames", torch.zeros(pages, size, size, 3, dtype=torch.uint8))
-        self.register_buffer("states", torch.full((pages, STATE_DIM), NOWHERE))
+        self.register_buffer("states", torch.full((pages, state_dim), NOWHERE))
         self.register_buffer("scenes", torch.zeros(pages, 3 * THUMBNAIL**2))
         self.register_buffer("owners", torch.full((pages,), -1))
-        self.register_buffer("weight", torch.tensor(WEIGHT))
+        self.register_buffer("weight", torch.tensor(weights(state_dim)))
 
     def fill(self, episodes) -> None:
         """Choose frames of the episodes (`demos.Episode`; their place in the list is their number)
@@ -92,7 +93,12 @@ class Album(nn.Module):
 
 def weighed(states: np.ndarray) -> np.ndarray:
     """States (..., S) float32, so scaled by WEIGHT that differences are distances in metres."""
-    return states * np.array(WEIGHT, np.float32)
+    return states * np.array(weights(states.shape[-1]), np.float32)
+
+
+def weights(state_dim: int) -> tuple[float, ...]:
+    """WEIGHT, and TURN_WEIGHT for each further entry of a state."""
+    return WEIGHT + (TURN_WEIGHT,) * (state_dim - len(WEIGHT))
 
 
 def thumbnail(image: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,8 @@ from dreams import moment
 from evaluate import wilson_share
 from policy import Policy
 from ppo import Explorer, LoopConfig, play_branches
-from tasks import Start, VecRealEnv
+from tasks import Start
+from vecenv import VecRealEnv
 from worldenv import WorldEnv
 
 DRAWS = 1000  # of the bootstrap
@@ -61,7 +62,7 @@ def branch_truth(
     for first in range(0, groups, at_once):
         some = moments[first : first + at_once]
         recorder = Recorder(policy, loop.noise, True, generator, loop.held)
-        states = [state for state in [moment(e, t) for e, t in some] for _ in range(n)]
+        states = [moment(e, t, world.config.robot) for e, t in some for _ in range(n)]
         success, rewards, _ = play_branches(world, states, recorder.act, loop.branch, policy)
         states = [state for state in real_states(env, some) for _ in range(n)]
         truly, _, _ = play_branches(env, states, recorder.again, loop.branch, policy)

@@ -16,14 +16,15 @@ class Camera:
 
     position: (3,) metres; rotation: (3, 3) whose columns are the camera's right, up and backward
     axes in the world frame; fovy: vertical field of view in degrees; size: pixels of the square
-    image. The image that the environment returns is turned by 180 degrees against MuJoCo's, and
-    `project` speaks of the returned image.
+    image. The image that Meta-World's environment returns is turned by 180 degrees against MuJoCo's
+    (its camera hangs head down), LIBERO's is not; `project` speaks of the returned image.
     """
 
     position: tuple[float, ...]
     rotation: tuple[float, ...]
     fovy: float
     size: int
+    turned: bool = True  # the returned image is MuJoCo's, turned by 180 degrees
 
     def matrix(self) -> np.ndarray:
         """The projection P (3, 4) float64: (u, v, w) = P (x, y, z, 1), column u / w, row v / w.
@@ -33,12 +34,14 @@ class Camera:
 
             column = size / 2 + f * x_c / w,    row = size / 2 - f * y_c / w
 
-        and the turn by 180 degrees maps (column, row) to (size - column, size - row).
+        and the turn by 180 degrees, if there is one, maps (column, row) to (size - column,
+        size - row).
         """
         rotation = np.asarray(self.rotation, np.float64).reshape(3, 3)
         half = self.size / 2
         focal = half / np.tan(np.radians(self.fovy) / 2)
-        turned = np.array([[-focal, 0, -half], [0, focal, -half], [0, 0, -1]])
+        across = -focal if self.turned else focal
+        turned = np.array([[across, 0, -half], [0, -across, -half], [0, 0, -1]])
         from_world = np.column_stack([rotation.T, -rotation.T @ np.asarray(self.position)])
         return turned @ from_world
 

@@ -28,10 +28,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 # First, because it tells in one line where typer or rich are missing.
-from terminal import HERE, OneLineErrors, StageDisplay, check_new, check_output, new_files  # isort: skip
-from terminal import check_device, print_result, print_statistics, take_back  # isort: skip
+from terminal import HERE, OneLineErrors, StageDisplay, check_device, check_output  # isort: skip
+from terminal import new_files, print_result, take_back  # isort: skip
 import typer
 from rich.console import Console
+
+from demos_cli import PICTURES_MB, demos_app, episodes_mb
+from options import (
+    Suite,
+    Tasks,
+    check_demos,
+    check_playable,
+    chosen_tasks,
+    in_range,
+    one_of,
+    task_names,
+)
 
 if TYPE_CHECKING:
     from runs import RunConfig
@@ -39,10 +51,8 @@ if TYPE_CHECKING:
 # What has to be free on the disk. A run: 50 in the cpu preset, 200 in the gpu preset, and with
 # adapters for a model of 7 B weights about 1600 (estimate); and episodes.
 CHECKPOINTS_MB, ADAPTERS_MB = 250, 2000
-PICTURES_MB = 20
 
 app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False)
-demos_app = typer.Typer()
 app.add_typer(demos_app, name="demos")
 
 
@@ -51,38 +61,6 @@ def about() -> None:
     """World-Env: post-train a vision-language-action policy inside a learned world."""
     # Meta-World's notice in every worker that its expert's actions get clipped, which we know.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
-
-
-@demos_app.callback()
-def about_demos() -> None:
-    """Episodes on disk: collect with the scripted expert, check, convert, look at, export."""
-
-
-def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
-    """The value of an option that takes one of a few words."""
-    if value not in allowed:
-        raise ValueError(f"{option}: got {value!r}; expected one of {', '.join(allowed)}")
-    return value
-
-
-def in_range(option: str, value: int, low: int, high: int | None = None, why: str = "") -> int:
-    """The value of an option that takes a number from `low` to `high`."""
-    if value < low or (high is not None and value > high):
-        expected = f"{low} or more" if high is None else f"{low} to {high}"
-        raise ValueError(f"{option}: got {value}; expected {expected}{why}")
-    return value
-
-
-def check_demos(count: int) -> int:
-    """3 starts are set aside for each demonstration (the expert may fail), 1000 for each seed."""
-    return in_range("--demos", count, 1, 333, " per task (the paper has 5)")
-
-
-def task_names(text: str) -> tuple[str, ...]:
-    """ "a, b" -> ("a", "b"), known and different."""
-    from tasks import check_tasks
-
-    return check_tasks([name.strip() for name in text.split(",") if name.strip()])
 
 
 # -------------------------------------------------------------------------------- doctor and config
@@ -103,7 +81,7 @@ def doctor_command(
 
 Preset = Annotated[
     str,
-    typer.Option(help="cpu (reported), debug (tiny), notebook (minutes), gpu (larger) or paper."),
+    typer.Option(help="cpu (reported), debug (tiny), notebook (minutes), gpu, paper or libero."),
 ]
 
 Device = Annotated[
@@ -124,156 +102,6 @@ def config_command(preset: Preset = "cpu") -> None:
     notes.print("train changes them by --tasks --demos --seed --env --iterations")
 
 
-# -------------------------------------------------------------------------------------------- demos
-
-
-@demos_app.command("collect")
-def demos_collect(
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    tasks: Annotated[
-        str, typer.Option(help="Meta-World tasks, separated by commas; default: the suite.")
-    ] = "",
-    demos: Annotated[int, typer.Option(help="Successful episodes per task.")] = 5,
-    seed: Annotated[int, typer.Option(help="0 to 99; each owns its own start states.")] = 0,
-    size: Annotated[int, typer.Option(help="Image height and width in pixels.")] = 64,
-    chunk: Annotated[int, typer.Option(help="Environment steps per decision (K).")] = 4,
-    horizon: Annotated[int, typer.Option(help="Decisions at most.")] = 30,
-) -> None:
-    """Record expert demonstrations."""
-    import demos as episodes_on_disk
-    from tasks import DEFAULT_SUITE, EnvConfig, VecRealEnv
-
-    names = task_names(tasks) if tasks else DEFAULT_SUITE
-    check_demos(demos)
-    in_range("--seed", seed, 0, 99, " (each owns its own start states)")
-    config = EnvConfig(size=size, chunk=chunk, horizon=horizon)
-    check_new(folder)
-    with new_files(folder, episodes_mb(len(names) * demos, config)) as temporary:
-        env = VecRealEnv(min(demos, 16), config)
-        try:
-            episodes = episodes_on_disk.collect_expert(env, names, demos, seed * 1000)
-            episodes_on_disk.save(temporary, episodes, config, env.camera)
-        finally:
-            env.close()
-    print(f"{len(episodes)} expert episodes of {', '.join(names)} in {folder}")
-
-
-def episodes_mb(episodes: int, env) -> float:
-    """Upper bound of the size on disk: the frames."""
-    return episodes * (env.horizon + 1) * 3 * env.size**2 / 1e6 + 1
-
-
-@demos_app.command("load")
-def demos_load(
-    folder: Annotated[
-        Path, typer.Argument(help="Our episodes; with --out: HDF5 file(s) or a LeRobot folder.")
-    ],
-    tasks: Annotated[str, typer.Option(help="Accept only these tasks.")] = "",
-    size: Annotated[int | None, typer.Option(help="Expect (--out: make) this image size.")] = None,
-    chunk: Annotated[int | None, typer.Option(help="Likewise the steps per decision.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Convert into this new folder.")] = None,
-    recorded: Annotated[
-        str | None, typer.Option(help="before or after its action; HDF5: after, LeRobot: before.")
-    ] = None,
-    upside_down: Annotated[
-        bool | None,
-        typer.Option("--upside-down/--upright", help="HDF5: upside down, LeRobot: upright."),
-    ] = None,
-    mirrored: Annotated[
-        bool | None, typer.Option("--mirrored", help="Left and right are swapped: swap back.")
-    ] = None,
-    image: Annotated[str | None, typer.Option(help="Which camera of the source.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="Instead of the source's words.")] = None,
-) -> None:
-    """Check a folder of episodes: one line, OK with its counts or what is wrong with it.
-
-    With --out, first convert LIBERO's or robomimic's HDF5, or LeRobotDataset v3, to episodes.
-    """
-    import demos
-    import formats
-
-    how = {"recorded": recorded, "upside_down": upside_down, "mirrored": mirrored}
-    how |= {"image": image, "instruction": instruction}
-    given = [name for name, value in how.items() if value is not None]
-    if out is None and given:
-        raise ValueError(f"--{given[0].replace('_', '-')}: only for converting; add --out FOLDER")
-    if out is not None and tasks:
-        raise ValueError("--tasks: only for checking; expected without --out; leave it out")
-    if out is None:
-        episodes, about = read_episodes(folder, tasks, size, chunk)
-    else:
-        check_new(out)
-        episodes, about = formats.read(folder, size=size, chunk=chunk, **how)
-        with new_files(out, episodes_mb(len(episodes), about.env)) as temporary:
-            demos.save(temporary, episodes, about.env, about.camera, about.robot)
-            read_episodes(temporary)  # nothing is kept that this command would not accept
-    names = sorted({episode.task for episode in episodes})
-    successes = sum(episode.succeeded for episode in episodes)
-    decisions = sum(len(episode) for episode in episodes)
-    print(
-        f"OK: {len(episodes)} episodes of {', '.join(names)}; {successes} succeed; "
-        f"{decisions} decisions of {about.env.chunk} steps; {about.env.size} px"
-    )
-
-
-def read_episodes(folder: Path, tasks: str = "", size: int | None = None, chunk: int | None = None):
-    """(episodes, demos.Description) of a folder that holds what is expected of it."""
-    import demos
-    from tasks import check_tasks
-
-    episodes, *_ = demos.load(folder, None, task_names(tasks) if tasks else None)
-    about = demos.describe(folder)
-    for name, want in (("size", size), ("chunk", chunk)):
-        got = getattr(about.env, name)
-        if want is not None and got != want:
-            raise ValueError(f"{folder}: {name} is {got}; expected {want}; collect it anew")
-    if about.robot == demos.ROBOT:
-        check_tasks(sorted({episode.task for episode in episodes}))
-    return episodes, about
-
-
-@demos_app.command("export")
-def demos_export(
-    folder: Annotated[Path, typer.Argument(help="A folder of episodes.")],
-    out: Annotated[Path, typer.Option(help="A new folder for the LeRobotDataset v3.")],
-    fps: Annotated[int, typer.Option(help="Decisions per second; Meta-World: 80 / K.")] = 20,
-    video: Annotated[bool, typer.Option("--video", help="Films (mp4), not PNG images.")] = False,
-) -> None:
-    """Write a folder of episodes as a LeRobotDataset v3: a row per decision."""
-    import export
-
-    in_range("--fps", fps, 1, 1000)
-    check_new(out)
-    episodes, about = read_episodes(folder)
-    with new_files(out, episodes_mb(len(episodes), about.env)) as temporary:
-        export.export_lerobot(episodes, about, temporary, fps, video)
-    print(f"{len(episodes)} episodes as LeRobotDataset v3 in {out}")
-
-
-@demos_app.command("inspect")
-def demos_inspect(
-    folder: Annotated[Path, typer.Argument(help="A folder of episodes.")],
-    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("runs/inspect"),
-    film: Annotated[str, typer.Option(help="gif or mp4.")] = "gif",
-) -> None:
-    """Show statistics; write a contact sheet (PNG) and a film (the first episode of each task)."""
-    import demos
-    import films
-
-    one_of("--film", film, ("gif", "mp4"))
-    episodes, _ = read_episodes(folder)
-    with new_files(out, PICTURES_MB) as temporary:
-        shown = []  # up to 4 of each task and source, so that the sheet stays readable
-        for row in demos.statistics(episodes):
-            shown += [e for e in episodes if f"{e.task} / {e.source}" == row][:4]
-        demos.write_png(temporary / "contact_sheet.png", demos.contact_sheet(shown))
-        first = {episode.task: episode for episode in reversed(episodes)}
-        shown = [first[task].image for task in sorted(first)][:8]
-        demos.write_film(temporary / f"film.{film}", films.side_by_side(shown))
-    print_statistics(demos.statistics(episodes))
-    print(f"{out / 'contact_sheet.png'}\n{out / f'film.{film}'}")
-
-
 # -------------------------------------------------------------------------------------------- train
 
 
@@ -281,7 +109,8 @@ def demos_inspect(
 def train_command(
     demos: Annotated[int | None, typer.Option(help="Expert demonstrations per task.")] = None,
     preset: Preset = "cpu",
-    tasks: Annotated[str, typer.Option(help="Meta-World tasks, separated by commas.")] = "",
+    tasks: Tasks = "",
+    suite: Suite = "",
     seed: Annotated[int, typer.Option(help="0 to 99; each owns its own start states.")] = 0,
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/default"),
     env: Annotated[
@@ -317,8 +146,9 @@ def train_command(
 
     check_device(device)
     config = build_config(
-        preset, tasks, demos, seed, env, iterations, rounds, starts, plain, stop_rule, pretrained
-    )
+        preset, tasks, demos, seed, env, iterations, rounds, starts, plain, stop_rule, pretrained,
+        suite,
+    )  # fmt: skip
     if until is not None:
         one_of("--until", until, stages.stages_of(config))
     explored = config.exploration + (config.rounds - 1) * config.round_exploration
@@ -352,6 +182,7 @@ def build_config(
     plain: bool,
     stop_rule: str | None = None,
     pretrained: str = "",
+    suite: str = "",
 ) -> RunConfig:
     """The preset with what was given on the command line; ValueError for anything impossible."""
     from dataclasses import replace
@@ -366,16 +197,20 @@ def build_config(
         config = both_loops(config, iterations=iterations)
     if plain:
         config = both_loops(config, branch=0, noise=1.0, time_penalty=0.0)
+    names = chosen_tasks(suite, tasks)
+    if names:
+        config = runs.with_tasks(config, names)
     given = {
         "rounds": None if rounds is None else in_range("--rounds", rounds, 1, 9),
         "test_starts": None if starts is None else in_range("--starts", starts, 1),
-        "tasks": task_names(tasks) if tasks else None,
         "demos": demos,
         "seed": seed,
         "rl_env": env,
         "stop_rule": stop_rule,
     }
-    return replace(config, **{name: value for name, value in given.items() if value is not None})
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
+    check_playable(config.tasks)
+    return config
 
 
 def both_loops(config: RunConfig, **settings) -> RunConfig:
@@ -465,7 +300,7 @@ def evaluate_command(
     """Measure real success, per task and in the mean, with Wilson's 95 % intervals."""
     from evaluate import TERMINATIONS, evaluate, test_starts
     from runs import Run
-    from tasks import VecRealEnv
+    from vecenv import VecRealEnv
 
     one_of("--policy", policy, ("policy", "sft"))
     one_of("--termination", termination, TERMINATIONS)
@@ -541,6 +376,27 @@ def screen(
 
     check_output(out, 1)
     studies.screen(out, print)
+
+
+@app.command("expert")
+def expert_command(
+    suite: Suite = "metaworld",
+    tasks: Tasks = "",
+    starts: Annotated[int, typer.Option(help="Of the dev split, per task.")] = 5,
+    out: Annotated[Path, typer.Option(help="A JSON file; other suites in it stay.")] = Path(
+        "results/expert.json"
+    ),
+) -> None:
+    """Measure how often the scripted expert succeeds within the step limit."""
+    import studies
+
+    names = chosen_tasks(suite, tasks)
+    check_playable(names)
+    in_range("--starts", starts, 1)
+    check_output(out.parent, 1)
+    command = f"python cli.py expert --suite {suite} --starts {starts}"
+    command += f" --tasks {tasks}" if tasks else ""
+    studies.measure_expert(suite, names, starts, out, command, partial(print, flush=True))
 
 
 @app.command()

@@ -14,9 +14,10 @@ One safetensors file per episode (no pickle anywhere: loading a stranger's folde
 holds, for T decisions,
 
     image    (T+1, H, W, 3) uint8     the frame before each decision, and the last one
-    state    (T+1, S)       float32   Meta-World's hand (S = 4): x, y, z in metres, gripper
-                                      opening in [0, 1]; another robot's as it was recorded
-    action   (T, K, A)      float32   the chunk as sent, in [-1, 1]; A = 4 with Meta-World
+    state    (T+1, S)       float32   the hand: x, y, z in metres, gripper opening in [0, 1]
+                                      (S = 4: Meta-World; with LIBERO three more); another
+                                      robot's as it was recorded
+    action   (T, K, A)      float32   the chunk as sent, in [-1, 1]; A = 4 or 7
     success  (T+1,)         uint8     1 where the true simulator calls the frame a success:
                                       the reflector's label y_t
 
@@ -35,10 +36,10 @@ from pathlib import Path
 import numpy as np
 
 from camera import Camera
-from tasks import ACTION_DIM, STATE_DIM, EnvConfig, Start, split_of
+from tasks import LIBERO, METAWORLD, EnvConfig, Robot, Start, split_of
 
 FORMAT = 1
-ROBOT = "metaworld"  # the robot of tasks.py; folders that do not name theirs have this one
+ROBOT = METAWORLD.name  # of folders that do not name theirs
 SOURCES = ("expert", "exploration", "evaluation")
 
 
@@ -86,8 +87,8 @@ class Description:
     env: EnvConfig
     camera: Camera | None  # None where it is not known: episodes that came from elsewhere
     robot: str = ROBOT
-    state_dim: int = STATE_DIM  # S
-    action_dim: int = ACTION_DIM  # A
+    state_dim: int = METAWORLD.state_dim  # S
+    action_dim: int = METAWORLD.action_dim  # A
 
 
 # ------------------------------------------------------------------------------------------ playing
@@ -104,7 +105,7 @@ def play(
     """Play one episode from every start and record it:
     the rollout of demonstrations, exploration and evaluation.
 
-    env: tasks.VecRealEnv or worldenv.WorldEnv (B slots; the starts are taken B at a time).
+    env: vecenv.VecRealEnv or worldenv.WorldEnv (B slots; the starts are taken B at a time).
     act: (observations, (B,) mask of running slots) -> action chunks (B, K, A);
          None lets the scripted expert play (real environment only).
     after_success: decisions still played after the first success. 0 stops there (the oracle's
@@ -213,18 +214,19 @@ def save(
     episodes: list[Episode],
     config: EnvConfig,
     camera: Camera | None,
-    robot: str = ROBOT,
+    robot: str | None = None,
 ) -> None:
     """Write episodes to `folder` (made if missing), numbered after those that are there already.
 
-    S and A of another robot are those of its first episode."""
+    robot: default that of the config; S and A of another robot are those of its first episode."""
     from safetensors.numpy import save as to_bytes
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    about = Description(config, camera, robot)
-    if robot != ROBOT:
+    about = played_by(config.robot, config, camera)
+    if robot not in (None, config.robot.name):
         dims = {
+            "robot": robot,
             "state_dim": episodes[0].state.shape[-1],
             "action_dim": episodes[0].action.shape[-1],
         }
@@ -248,11 +250,19 @@ def save(
         )
 
 
+def played_by(robot: Robot, config: EnvConfig, camera: Camera | None) -> Description:
+    """What dataset.json says of episodes that one of our own robots played."""
+    return Description(config, camera, robot.name, robot.state_dim, robot.action_dim)
+
+
 def _described(about: Description) -> dict:
     """The content of dataset.json."""
     state = "hand x, y, z in metres (world frame), gripper opening in [0, 1]"
     action = "hand target displacement (1.0 = 1 cm per step), gripper (+1 closes)"
-    if about.robot != ROBOT:
+    if about.robot == LIBERO.name:
+        state += ", orientation (axis-angle) against fingers that point straight down"
+        action = "as LIBERO's OSC_POSE: translation (3), rotation (3), gripper (+1 closes)"
+    elif about.robot != ROBOT:
         state = action = "as the source has it"
     return {
         "format": FORMAT,
@@ -294,11 +304,11 @@ def _read_description(folder: Path, expected: EnvConfig | None) -> Description:
                 "collect the episodes anew"
             )
         about = Description(
-            env=EnvConfig(**description["env"]),
+            env=env_from(description["env"]),
             camera=camera_from(description["camera"]),
             robot=str(description.get("robot", ROBOT)),
-            state_dim=int(description.get("state_dim", STATE_DIM)),
-            action_dim=int(description.get("action_dim", ACTION_DIM)),
+            state_dim=int(description.get("state_dim", METAWORLD.state_dim)),
+            action_dim=int(description.get("action_dim", METAWORLD.action_dim)),
         )
     except BadEpisodes:
         raise
@@ -315,6 +325,14 @@ def _read_description(folder: Path, expected: EnvConfig | None) -> Description:
     return about
 
 
+def env_from(fields: dict) -> EnvConfig:
+    """An EnvConfig from its JSON; folders that were made before there were two robots name none."""
+    fields = dict(fields)
+    robot = fields.pop("robot", {})
+    robot = Robot(**{k: tuple(v) if isinstance(v, list) else v for k, v in robot.items()})
+    return EnvConfig(**fields, robot=robot)
+
+
 def camera_from(fields: dict | None) -> Camera | None:
     """A Camera from its JSON, where tuples are lists; None where the camera is not known."""
     if fields is None:
@@ -326,17 +344,17 @@ def load(folder: Path, expected: EnvConfig | None = None, tasks: tuple[str, ...]
     """Read and check a folder: (episodes, EnvConfig, Camera).
 
     Raises BadEpisodes for a folder that is missing, empty, truncated, of another image size, chunk
-    or task, or that holds NaN or actions outside [-1, 1]. Who says what to expect (a run) can use
-    Meta-World's robot only: another one is refused as well. Nothing on disk is changed.
+    or task, or that holds NaN or actions outside [-1, 1]. Who says what to expect (a run) has one
+    robot: another one is refused as well. Nothing on disk is changed.
     """
     folder = Path(folder)
     about = _read_description(folder, expected)
-    ours = Description(about.env, about.camera)
-    if expected is not None and about != ours:
+    robot = METAWORLD if expected is None else expected.robot
+    if expected is not None and about != played_by(robot, about.env, about.camera):
         raise BadEpisodes(
             f"{folder}: episodes of another robot ({about.robot}, state {about.state_dim}, action "
-            f"{about.action_dim}); a run needs {ROBOT}'s (state {STATE_DIM}, action {ACTION_DIM}); "
-            f"collect some with: python cli.py demos collect"
+            f"{about.action_dim}); a run needs {robot.name}'s (state {robot.state_dim}, action "
+            f"{robot.action_dim}); collect some with: python cli.py demos collect"
         )
     files = sorted(folder.glob("episode_*.safetensors"))
     if not files:

@@ -17,6 +17,7 @@ import numpy as np
 
 from demos import Episode
 from kinematics import motion_before
+from tasks import METAWORLD, Robot
 from worldenv import WorldEnv
 
 
@@ -37,9 +38,10 @@ def dream_along(
     return dreams
 
 
-def moment(episode: Episode, t: int) -> tuple:
+def moment(episode: Episode, t: int, robot: Robot = METAWORLD) -> tuple:
     """The real state before decision t of an episode, as `WorldEnv.set_states` continues it."""
-    return episode.image[: t + 1], episode.state[t], motion_before(episode, t), episode.instruction
+    motion = motion_before(episode, t, robot)
+    return episode.image[: t + 1], episode.state[t], motion, episode.instruction
 
 
 def _dream_batch(world: WorldEnv, episodes: list[Episode], begins: np.ndarray) -> list[Episode]:
@@ -47,7 +49,8 @@ def _dream_batch(world: WorldEnv, episodes: list[Episode], begins: np.ndarray) -
     lengths = np.array([len(episode) for episode in episodes])
     images = [episode.image.copy() for episode in episodes]
     states = [episode.state.copy() for episode in episodes]
-    world.set_states([moment(e, int(t)) for e, t in zip(episodes, begins, strict=True)])
+    robot = world.config.robot
+    world.set_states([moment(e, int(t), robot) for e, t in zip(episodes, begins, strict=True)])
     for step in range(int((lengths - begins).max())):
         time = begins + step
         running = time < lengths

@@ -14,7 +14,7 @@ import numpy as np
 from demos import Episode, play
 from dreams import dream_along
 from reflector import false_stops, judge_episodes, recall
-from tasks import Start, split_seeds
+from tasks import Start, check_fixed_starts, split_seeds
 
 TERMINATIONS = ("oracle", "reflector", "none")
 
@@ -60,6 +60,7 @@ def test_starts(
     tasks: tuple[str, ...], per_task: int, split: str = "test", offset: int = 0
 ) -> list[Start]:
     """The first `per_task` starts of a split for every task; the same for every run."""
+    check_fixed_starts(tasks, split, offset + per_task)
     return [Start(task, seed) for task in tasks for seed in split_seeds(split, per_task, offset)]
 
 

@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from demos import BadEpisodes, Description, Episode, camera_from
+from demos import BadEpisodes, Description, Episode, camera_from, env_from
 from recordings import (
     CONVENTIONS,
     RECORDED,
@@ -138,7 +138,7 @@ def our_description(folder: Path, given: dict) -> Description | None:
         return None
     try:
         fields = dict(info[OURS])
-        fields |= {"env": EnvConfig(**fields["env"]), "camera": camera_from(fields["camera"])}
+        fields |= {"env": env_from(fields["env"]), "camera": camera_from(fields["camera"])}
         about = Description(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadEpisodes(

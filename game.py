@@ -31,7 +31,8 @@ from evaluate import test_starts
 from films import side_by_side
 from reflector import reflector_frames
 from runs import BadRun, Run
-from tasks import EnvConfig, VecRealEnv
+from tasks import EnvConfig
+from vecenv import VecRealEnv
 from vlm import tokenize
 from worldenv import WorldEnv
 
@@ -121,14 +122,15 @@ def directions(camera: Camera) -> dict[str, np.ndarray]:
     """For each way to move the hand, as it looks in the picture, (3,) float32 in the world's axes,
     its largest entry 1 or -1: full speed.
 
-    Left, right, back (towards the viewer) and forward lie in the table's plane. The picture is
-    turned by 180 degrees against MuJoCo's, so its right is the camera's left:
+    Left, right, back (towards the viewer) and forward lie in the table's plane. Where the
+    picture is turned by 180 degrees against MuJoCo's, its right is the camera's left:
 
-        right = -R e_x,    forward = -R e_z,    both without their z,    up = (0, 0, 1)
+        right = R e_x (turned: -R e_x),    forward = -R e_z,    both without z,    up = (0, 0, 1)
     """
     rotation = np.asarray(camera.rotation, np.float64).reshape(3, 3)
     flat = np.array([1.0, 1.0, 0.0])
-    ways = {"right": -rotation[:, 0] * flat, "forward": -rotation[:, 2] * flat, "up": np.eye(3)[2]}
+    right = -rotation[:, 0] if camera.turned else rotation[:, 0]
+    ways = {"right": right * flat, "forward": -rotation[:, 2] * flat, "up": np.eye(3)[2]}
     ways |= {"left": -ways["right"], "back": -ways["forward"], "down": -ways["up"]}
     return {name: (way / np.abs(way).max()).astype(np.float32) for name, way in ways.items()}
 

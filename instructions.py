@@ -1,10 +1,13 @@
-"""What the robot is told: three wordings for each of Meta-World's fifty tasks.
+"""What the robot is told: three wordings for each of Meta-World's fifty tasks, and LIBERO's own.
 
 The first wording is the evaluation's; training draws from all three, so that the policy does not
-hang on one. The names are Meta-World's own, without the version suffix.
+hang on one. The names are Meta-World's own, without the version suffix. LIBERO's tasks have the one
+wording of the benchmark (`libero_tasks.py`).
 """
 
-INSTRUCTIONS = {
+from libero_tasks import LIBERO_INSTRUCTIONS
+
+METAWORLD_INSTRUCTIONS = {
     "assembly": (
         "put the ring on the peg",
         "place the nut over the peg",
@@ -165,5 +168,6 @@ INSTRUCTIONS = {
     "window-open": ("open the window", "slide the window open", "push the window open"),
 }
 
-TASKS = tuple(INSTRUCTIONS)
+TASKS = tuple(METAWORLD_INSTRUCTIONS)
+INSTRUCTIONS = METAWORLD_INSTRUCTIONS | LIBERO_INSTRUCTIONS
 INSTRUCTION_CHARACTERS = "abcdefghijklmnopqrstuvwxyz' "

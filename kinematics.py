@@ -6,10 +6,14 @@ Paper's section: "World simulator" (the next pose, drawn as the action map, by f
     s_{t-1}, target g_t, a_t   ----------->    m_{t+1} = (s_t, g_{t+1})
 
 An action moves a target, by a known amount; the hand is pulled after it and lags, or stays behind
-where something is in its way. The target alone would be exact in the long run, the network adds the
-lag. It is trained on whole episodes *open loop*, from the first state and the actions alone:
-that is how a dream uses it. A law fitted to single decisions is 6 mm off after one of them, but
-54 mm at the end of an episode, more than the size of the things that the hand should meet.
+where something is in its way. (Meta-World keeps the target from step to step. LIBERO's controller
+sets it anew at every step, from where the hand is then: there g is where the chunk alone would take
+a hand that moves at once, and what the hand still carries along is in s_t - s_{t-1}.)
+
+The target alone would be exact in the long run, the network adds the lag. It is trained on whole
+episodes *open loop*, from the first state and the actions alone: that is how a dream uses it. A law
+fitted to single decisions is 6 mm off after one of them, but 54 mm at the end of an episode, more
+than the size of the things that the hand should meet.
 
 What the network smooths over is contact: a hand that pushes creeps by a millimetre a decision until
 the thing gives way, and open loop the likeliest single answer is that it stays. A forest of
@@ -28,16 +32,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks import ACTION_DIM, STATE_DIM
+from tasks import METAWORLD, Robot
 
-METRES_PER_ACTION = 0.01  # what an action of 1 moves the target by [Meta-World]
-# The box that holds the target, metres [Meta-World; two of fifty tasks let it 20 cm lower].
-WORKSPACE_LOW, WORKSPACE_HIGH = (-0.5, 0.4, 0.05), (0.5, 1.0, 0.5)
-MOTION_DIM = STATE_DIM + 3  # the state one decision earlier, and the target's x, y, z
 WIDTH = 192  # of the two hidden layers
-UNIT = (0.02, 0.02, 0.02, 0.1)  # a decision changes position (metres) and gripper by about this
-CONTACT_DIM = STATE_DIM + STATE_DIM + 3 + 3  # what the forest reads: `contact_features`
+# A decision changes position (metres) and gripper by about this, and any further entry of the state
+# (an angle in radians) by TURN.
+UNIT, TURN = (0.02, 0.02, 0.02, 0.1), 0.1
 TREES = 50
+
+
+def motion_dim(robot: Robot) -> int:
+    """Numbers in a motion: the state one decision earlier, and the target's x, y, z."""
+    return robot.state_dim + 3
+
+
+def contact_dim(robot: Robot) -> int:
+    """Numbers that the forest reads: see `contact_features`."""
+    return 2 * robot.state_dim + 3 + 3
 
 
 def motion_at_rest(state: torch.Tensor) -> torch.Tensor:
@@ -45,45 +56,51 @@ def motion_at_rest(state: torch.Tensor) -> torch.Tensor:
     return torch.cat([state, state[..., :3]], dim=-1)
 
 
-def next_motion(state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+def next_motion(
+    state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor, robot: Robot = METAWORLD
+) -> torch.Tensor:
     """State s_t (B, S), motion m_t (B, S+3), chunk (B, K, A) in [-1, 1] -> m_{t+1} (B, S+3).
 
-    g <- clip(g + 0.01 a_xyz, workspace), K times
+    g <- s_t's x, y, z where the robot's target starts from the hand in each decision
+    g <- clip(g + metres a_xyz, workspace), K times
     """
-    low, high = (torch.tensor(x, device=state.device) for x in (WORKSPACE_LOW, WORKSPACE_HIGH))
-    target = motion[:, STATE_DIM:]
+    low, high = (torch.tensor(x, device=state.device) for x in (robot.low, robot.high))
+    target = state[:, :3] if robot.from_hand else motion[:, robot.state_dim :]
     for k in range(action.shape[1]):
-        moved = target + METRES_PER_ACTION * action[:, k, :3].clamp(-1, 1)
+        moved = target + robot.metres * action[:, k, :3].clamp(-1, 1)
         target = torch.minimum(torch.maximum(moved, low), high)
     return torch.cat([state, target], dim=1)
 
 
-def motions_along(states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+def motions_along(
+    states: torch.Tensor, actions: torch.Tensor, robot: Robot = METAWORLD
+) -> torch.Tensor:
     """States (T, S) or more and the chunks (T, K, A) after them -> the motion before every decision
     and that after the last, (T+1, S+3)."""
     motions = [motion_at_rest(states[:1])]
     for t in range(len(actions)):
-        motions.append(next_motion(states[t : t + 1], motions[-1], actions[t : t + 1]))
+        motions.append(next_motion(states[t : t + 1], motions[-1], actions[t : t + 1], robot))
     return torch.cat(motions)
 
 
-def motion_before(episode, t: int) -> np.ndarray:
+def motion_before(episode, t: int, robot: Robot = METAWORLD) -> np.ndarray:
     """The motion before decision t of an episode (T: after its last), (S+3,) float32."""
     states, actions = torch.from_numpy(episode.state), torch.from_numpy(episode.action)
-    return motions_along(states, actions[:t])[-1].numpy()
+    return motions_along(states, actions[:t], robot)[-1].numpy()
 
 
 def contact_features(
-    state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor
+    state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor, robot: Robot = METAWORLD
 ) -> torch.Tensor:
-    """s_t (B, S), m_t (B, S+3), chunk (B, K, A) -> (B, 14): where the hand is, how it moved, and
+    """s_t (B, S), m_t (B, S+3), chunk (B, K, A) -> (B, 2S+6): where the hand is, how it moved, and
     how far it is pulled before and after the chunk.
 
     s_t,  s_t - s_{t-1},  g_t - s_t,  g_{t+1} - s_t
     """
-    place, before = state[:, :3], motion[:, :STATE_DIM]
-    pull = motion[:, STATE_DIM:] - place
-    pull_after = next_motion(state, motion, action)[:, STATE_DIM:] - place
+    dim = robot.state_dim
+    place, before = state[:, :3], motion[:, :dim]
+    pull = motion[:, dim:] - place
+    pull_after = next_motion(state, motion, action, robot)[:, dim:] - place
     return torch.cat([state, state - before, pull, pull_after], dim=1)
 
 
@@ -95,23 +112,24 @@ class Kinematics(nn.Module):
     and the same forest is grown again from them when it is first needed.
     """
 
-    def __init__(self, chunk: int, moments: int = 20_000):
+    def __init__(self, chunk: int, moments: int = 20_000, robot: Robot = METAWORLD):
         """moments: how many recorded decisions the forest is grown from at most."""
         super().__init__()
-        inputs = STATE_DIM + MOTION_DIM + chunk * ACTION_DIM
+        self.robot, dim = robot, robot.state_dim
+        inputs = dim + motion_dim(robot) + chunk * robot.action_dim
         self.network = nn.Sequential(
             nn.Linear(inputs, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(),
-            nn.Linear(WIDTH, STATE_DIM),
+            nn.Linear(WIDTH, dim),
         )  # fmt: skip
-        self.linear = nn.Linear(inputs, STATE_DIM)
+        self.linear = nn.Linear(inputs, dim)
         nn.init.zeros_(self.network[-1].weight)
         nn.init.zeros_(self.network[-1].bias)
-        self.register_buffer("unit", torch.tensor(UNIT))
-        self.register_buffer("middle", torch.zeros(STATE_DIM))
-        self.register_buffer("low", torch.full((STATE_DIM,), -2.0))
-        self.register_buffer("high", torch.full((STATE_DIM,), 2.0))
+        self.register_buffer("unit", torch.tensor(UNIT + (TURN,) * (dim - len(UNIT))))
+        self.register_buffer("middle", torch.zeros(dim))
+        self.register_buffer("low", torch.full((dim,), -2.0))
+        self.register_buffer("high", torch.full((dim,), 2.0))
         # Rows of features and what the network was off by; of the rows the first `recorded` count.
-        self.register_buffer("moments", torch.zeros(moments, CONTACT_DIM + STATE_DIM))
+        self.register_buffer("moments", torch.zeros(moments, contact_dim(robot) + dim))
         self.register_buffer("recorded", torch.zeros((), dtype=torch.int64))
         self._forest = None
 
@@ -130,7 +148,7 @@ class Kinematics(nn.Module):
         """
         following = self.smooth(state, motion, action)
         if self.recorded > 0:
-            features = contact_features(state, motion, action).cpu().numpy()
+            features = contact_features(state, motion, action, self.robot).cpu().numpy()
             off = torch.from_numpy(self._grown().predict(features)).to(state)
             following = following + self.unit * off
         return torch.minimum(torch.maximum(following, self.low), self.high)
@@ -143,7 +161,8 @@ class Kinematics(nn.Module):
         s_{t+1} = s_t + unit * (W z + f(z)),
         z = (s_t - middle) / 5 unit, (s_t - s_{t-1}) / unit, (g_t - s_t) / unit, a_t
         """
-        previous, target = motion[:, :STATE_DIM], motion[:, STATE_DIM:]
+        dim = self.robot.state_dim
+        previous, target = motion[:, :dim], motion[:, dim:]
         z = torch.cat(
             [
                 (state - self.middle) / (5 * self.unit),
@@ -169,9 +188,9 @@ class Kinematics(nn.Module):
             states, actions = (
                 torch.from_numpy(x).to(device) for x in (episode.state, episode.action)
             )
-            now = states[:-1], motions_along(states, actions[:-1]), actions
+            now = states[:-1], motions_along(states, actions[:-1], self.robot), actions
             off = (states[1:] - self.smooth(*now)) / self.unit
-            rows.append(torch.cat([contact_features(*now), off], dim=1))
+            rows.append(torch.cat([contact_features(*now, self.robot), off], dim=1))
         rows = torch.cat(rows)
         if len(rows) > len(self.moments):
             order = np.random.default_rng(seed).permutation(len(rows))[: len(self.moments)]
@@ -188,7 +207,8 @@ class Kinematics(nn.Module):
         if self._forest is None:
             rows = self.moments[: int(self.recorded)].cpu().numpy()
             self._forest = ExtraTreesRegressor(TREES, random_state=0)
-            self._forest.fit(rows[:, :CONTACT_DIM], rows[:, CONTACT_DIM:])
+            split = contact_dim(self.robot)
+            self._forest.fit(rows[:, :split], rows[:, split:])
         return self._forest
 
     def open_loop(self, first: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
@@ -197,7 +217,7 @@ class Kinematics(nn.Module):
         state, motion, path = first, motion_at_rest(first), []
         for t in range(action.shape[1]):
             following = self.smooth(state, motion, action[:, t])
-            motion = next_motion(state, motion, action[:, t])
+            motion = next_motion(state, motion, action[:, t], self.robot)
             state = following
             path.append(state)
         return torch.stack(path, dim=1)
@@ -220,7 +240,8 @@ def whole_episodes(episodes) -> dict[str, torch.Tensor]:
     """All episodes side by side, the short ones filled up with zeros: a batch for `Kinematics`."""
     longest = max(len(e) for e in episodes)
     chunk = episodes[0].action.shape[1:]
-    state = np.zeros((len(episodes), longest + 1, STATE_DIM), np.float32)
+    dim = episodes[0].state.shape[1]
+    state = np.zeros((len(episodes), longest + 1, dim), np.float32)
     action = np.zeros((len(episodes), longest, *chunk), np.float32)
     played = np.zeros((len(episodes), longest), np.float32)
     for i, e in enumerate(episodes):

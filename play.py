@@ -24,7 +24,7 @@ import render
 from charts import BLUE, GREEN, GREY, ORANGE
 from game import PARTED_LEVELS, PARTED_MM, Game, Parts, Track, load_parts
 from runs import Run
-from tasks import VecRealEnv
+from vecenv import VecRealEnv
 
 try:
     from nicegui import app, ui

@@ -33,7 +33,7 @@ from torch import nn
 from fit import device_of
 from instructions import INSTRUCTIONS
 from pretrained import PretrainedConfig, VLABackbone
-from tasks import ACTION_DIM, STATE_DIM
+from tasks import Robot
 from view import HandInView, from_the_hand
 from vlm import (
     VOCABULARY,
@@ -61,6 +61,8 @@ class PolicyConfig:
     hidden: int = 384  # width of the two-layer trunk after the image is read
     min_log_scale: float = -3.0  # exp(-3) = 0.05: below it PPO's ratio becomes too sensitive
     max_log_scale: float = -0.7  # exp(-0.7) = 0.5: half of the action range
+    robot: Robot = field(default_factory=Robot)
+    vocabulary: int = VOCABULARY  # tokens that it knows
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
 
     def __post_init__(self) -> None:
@@ -87,7 +89,7 @@ class SmallBackbone(nn.Module):
     def __init__(self, config: PolicyConfig):
         super().__init__()
         width, text_dim = config.width, 64
-        self.embed = nn.Embedding(VOCABULARY, text_dim, padding_idx=0)
+        self.embed = nn.Embedding(config.vocabulary, text_dim, padding_idx=0)
         self.convs = film_convolutions(3, width, text_dim)
         self.temperature = nn.Parameter(torch.zeros(()))
         self.features = 4 * width + text_dim
@@ -132,7 +134,9 @@ class VLMBackbone(nn.Module):
     def __init__(self, config: PolicyConfig):
         super().__init__()
         self.features = 4 * config.width
-        self.vlm = small_llava(3, config.size, width=self.features, layers=3)
+        self.vlm = small_llava(
+            3, config.size, width=self.features, layers=3, vocabulary=config.vocabulary
+        )
 
     def forward(
         self, image: torch.Tensor, tokens: torch.Tensor, hand: torch.Tensor
@@ -149,14 +153,15 @@ class Policy(nn.Module):
     def __init__(self, config: PolicyConfig):
         super().__init__()
         self.config = config
+        state_dim, action_dim = config.robot.state_dim, config.robot.action_dim
         if config.backbone == "pretrained":
             # The state is one of its tokens, and each step of the chunk has features of its own.
-            self.backbone = VLABackbone(config.pretrained, config.chunk)
-            inputs, outputs = self.backbone.features, ACTION_DIM
+            self.backbone = VLABackbone(config.pretrained, config.chunk, config.robot)
+            inputs, outputs = self.backbone.features, action_dim
         else:
             # One trunk reads image, text and state, for the whole chunk at once.
             self.backbone = {"cnn": SmallBackbone, "vlm": VLMBackbone}[config.backbone](config)
-            inputs, outputs = self.backbone.features + STATE_DIM, config.chunk * ACTION_DIM
+            inputs, outputs = self.backbone.features + state_dim, config.chunk * action_dim
         self.trunk = nn.Sequential(
             nn.Linear(inputs, config.hidden),
             nn.LayerNorm(config.hidden),
@@ -172,8 +177,8 @@ class Policy(nn.Module):
         self.hand = HandInView()
         # State statistics of the demonstrations (set before training),
         # so that the trunk sees unit-variance inputs.
-        self.register_buffer("state_mean", torch.zeros(STATE_DIM))
-        self.register_buffer("state_std", torch.ones(STATE_DIM))
+        self.register_buffer("state_mean", torch.zeros(state_dim))
+        self.register_buffer("state_std", torch.ones(state_dim))
 
     def set_state_statistics(self, states: np.ndarray) -> None:
         """states: (N, S) float32 of the demonstrations."""
@@ -193,7 +198,7 @@ class Policy(nn.Module):
             features = self.backbone(image, tokens, self.hand(state) + moved)
             features = torch.cat([features, normalised], dim=-1)
         hidden = self.trunk(features)
-        shape = (-1, self.config.chunk, ACTION_DIM)
+        shape = (-1, self.config.chunk, self.config.robot.action_dim)
         # Expert actions often sit exactly at the limit: a tanh that reaches 1.2
         # need not go to infinity to say 1.
         mean = 1.2 * torch.tanh(self.mean_head(hidden)).view(shape)

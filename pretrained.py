@@ -48,7 +48,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fit import bf16_autocast
-from tasks import ACTION_DIM, STATE_DIM
+from tasks import METAWORLD, Robot
 from vlm import words
 
 
@@ -421,15 +421,15 @@ def _fill_in_frozen(vlm: PretrainedVLM, state: dict, prefix: str, *_rest) -> Non
 class VLABackbone(nn.Module):
     """A pretrained model as the policy's backbone, in the manner of OpenVLA-OFT."""
 
-    def __init__(self, config: PretrainedConfig, chunk: int):
+    def __init__(self, config: PretrainedConfig, chunk: int, robot: Robot = METAWORLD):
         super().__init__()
         self.vlm = PretrainedVLM(config)
         width = self.vlm.width
         self.state_token = nn.Sequential(
-            nn.Linear(STATE_DIM, width), nn.GELU(), nn.Linear(width, width)
+            nn.Linear(robot.state_dim, width), nn.GELU(), nn.Linear(width, width)
         )
-        self.placeholders = nn.Parameter(0.02 * torch.randn(chunk * ACTION_DIM, width))
-        self.chunk, self.features = chunk, ACTION_DIM * width
+        self.placeholders = nn.Parameter(0.02 * torch.randn(chunk * robot.action_dim, width))
+        self.chunk, self.features = chunk, robot.action_dim * width
 
     def forward(self, image, tokens, state) -> torch.Tensor:
         """(B, 3, H, W) float in [-0.5, 0.5], (B, L), normalised state (B, S)

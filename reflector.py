@@ -38,9 +38,9 @@ from fit import device_of
 from instructions import INSTRUCTIONS
 from policy import random_shift
 from pretrained import FrozenReader, PretrainedConfig
-from tasks import STATE_DIM
+from tasks import Robot
 from view import HandInView, from_the_hand
-from vlm import TOKENS, Keypoints, KeypointVLM, mean_word, tokenize
+from vlm import TOKENS, VOCABULARY, Keypoints, KeypointVLM, mean_word, tokenize
 
 LANDMARKS = 32  # of the first frame
 
@@ -52,6 +52,8 @@ class ReflectorConfig:
     size: int = 64  # pixels
     width: int = 128  # hidden size of the language model; the vision encoder has half as many
     threshold: float = 0.5  # eta [paper]; `calibrate` replaces it by the run's own
+    robot: Robot = field(default_factory=Robot)
+    vocabulary: int = VOCABULARY  # tokens that it knows
     # A frozen model in the place of the small one, if a checkpoint is named.
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
 
@@ -73,18 +75,18 @@ class Reflector(nn.Module):
     def __init__(self, config: ReflectorConfig):
         super().__init__()
         self.config = config
-        self.frozen = bool(config.pretrained.checkpoint)
+        self.frozen, state_dim = bool(config.pretrained.checkpoint), config.robot.state_dim
         if self.frozen:
             self.vlm = FrozenReader(config.pretrained)
-            self.head = nn.Linear(self.vlm.features + STATE_DIM, 1)
+            self.head = nn.Linear(self.vlm.features + state_dim, 1)
         else:
             self.landmarks = Keypoints(3, LANDMARKS, config.width)
-            self.vlm = KeypointVLM(9, config.width, numbers=STATE_DIM + 2 * LANDMARKS)
+            numbers = state_dim + 2 * LANDMARKS
+            self.vlm = KeypointVLM(9, config.width, numbers, config.vocabulary)
             self.head = nn.Linear(config.width, 1)
         self.hand = HandInView()
-        # About where hands are and how far they move [Meta-World], so that the inputs are near 1.
-        self.register_buffer("middle", torch.tensor([0.0, 0.7, 0.2, 0.5]))
-        self.register_buffer("spread", torch.tensor([0.1, 0.1, 0.1, 0.5]))
+        self.register_buffer("middle", torch.tensor(config.robot.middle))
+        self.register_buffer("spread", torch.tensor(config.robot.spread))
         self.register_buffer("threshold", torch.tensor(config.threshold))
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))  # slope and offset of the logits
 

@@ -447,7 +447,7 @@ def real_and_dream(run: Run, simulator, reflector, policy, task: str, seed: int)
     from dreams import dream_along
     from evaluate import test_starts
     from reflector import judge_episodes
-    from tasks import VecRealEnv
+    from vecenv import VecRealEnv
     from worldenv import WorldEnv, start_frames
 
     starts = test_starts((task,), 1, "dev", seed)

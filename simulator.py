@@ -24,7 +24,7 @@ M memory frames.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from album import Album
 from camera import Camera
 from fit import bf16_autocast, device_of
 from kinematics import Kinematics
-from tasks import ACTION_DIM, STATE_DIM
+from tasks import Robot
 from view import HandInView
 
 MEMORY = 4  # M: the current frame, the one before, the one half-way back, and the first
@@ -59,6 +59,7 @@ class SimulatorConfig:
     # above would take all of the loss.
     contact_weight: float = 20.0
     noisiest: float = 0.9  # share of training rows at the noisiest time, where one step samples
+    robot: Robot = field(default_factory=Robot)
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= 50:
@@ -101,7 +102,7 @@ class Simulator(nn.Module):
         self.config, self.camera = config, camera
         self.hand = HandInView()
         self.hand.look_through(camera)
-        frame_channels = 3 * config.fold**2
+        frame_channels, robot = 3 * config.fold**2, config.robot
         # Folded: noisy change (3), the sources (3 each), action map (3).
         self.unet = UNet2DConditionModel(
             sample_size=config.size // config.fold,
@@ -119,7 +120,8 @@ class Simulator(nn.Module):
             norm_num_groups=16,
             cross_attention_dim=ReferenceEncoder.dim,
             class_embed_type="projection",
-            projection_class_embeddings_input_dim=config.chunk * ACTION_DIM + 2 * STATE_DIM,
+            projection_class_embeddings_input_dim=config.chunk * robot.action_dim
+            + 2 * robot.state_dim,
         )
         # Plain matrix products: the fused attention of torch takes 60 % of a training step on a
         # CPU, for pictures of 64 tokens [measured here].
@@ -132,8 +134,8 @@ class Simulator(nn.Module):
             num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample",
             timestep_spacing="trailing", clip_sample=False, rescale_betas_zero_snr=True,
         )  # fmt: skip
-        self.kinematics = Kinematics(config.chunk)  # trained on its own, before the frames
-        self.album = Album(config.album, config.size)  # filled before the frames are trained
+        self.kinematics = Kinematics(config.chunk, robot=robot)  # trained on its own, before frames
+        self.album = Album(config.album, config.size, robot.state_dim)  # filled before frames
 
     def next_state(
         self, state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor

@@ -5,6 +5,7 @@ python cli.py screen           imitation from 5 demonstrations on every task the
                                -> results/screening.md
 python cli.py summary RUN...   collects finished runs into results/runs/*.json
                                and writes results/summary.json
+python cli.py expert           how often the scripted expert succeeds -> results/libero_expert.json
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from fit import FitConfig, fit
 from gauge import shares
 from instructions import TASKS
 from policy import Policy, PolicyConfig, imitation_batches
-from runs import BadRun, Run
-from tasks import EnvConfig, Start, VecRealEnv, split_seeds
+from runs import BadRun, Run, RunConfig, with_tasks
+from tasks import EnvConfig, Start, split_seeds
 from train import hardware
+from vecenv import VecRealEnv
 
 SCREEN_GROUP = 5  # tasks that share one policy while screening, as many as the default suite has
 SCREEN_STARTS = 30  # development starts per task
@@ -93,6 +95,44 @@ def _screen_group(env: VecRealEnv, group: list[str]) -> list[dict]:
         {"task": t, "success": result["tasks"][t]["success"], "expert_decisions": lengths[t]}
         for t in solved
     ]
+
+
+def measure_expert(
+    suite: str, tasks: tuple[str, ...], starts: int, path: Path, command: str, say
+) -> None:
+    """The expert plays the first `starts` of the dev split of every task, up to the suite limit of
+    steps; adds the counts to a JSON file, as an entry named after the suite."""
+    config = with_tasks(RunConfig(), tasks).env
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    seeds = split_seeds("dev", starts)
+    rows = {}
+    env = VecRealEnv(min(starts, 8), config)
+    try:
+        for task in tasks:
+            episodes = play(env, [Start(task, seed) for seed in seeds], None, "expert")
+            won = [len(e) for e in episodes if e.succeeded]
+            rows[task] = {
+                "successes": len(won),
+                "starts": starts,
+                "mean_decisions": float(np.mean(won)) if won else None,
+            }
+            say(f"{task}: {len(won)} of {starts}")
+    finally:
+        env.close()
+    found[suite] = {
+        "command": command,
+        "commit": _commit(),
+        "seeds": [seeds[0], seeds[-1]],
+        "step_limit": config.horizon * config.chunk,
+        "chunk": config.chunk,
+        "hardware": hardware(),
+        "successes": sum(row["successes"] for row in rows.values()),
+        "starts": starts * len(tasks),
+        "tasks": rows,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+    say(f"{suite}: {found[suite]['successes']} of {found[suite]['starts']}; {path}")
 
 
 def screening_table(rows: list[dict]) -> str:

@@ -53,7 +53,8 @@ from ppo import LateExplorer, loop, no_signal
 from reflector import Reflector, calibrate, calibrate_probabilities, frame_batches
 from runs import Run, RunConfig, save_part, versions
 from simulator import Simulator, transition_batches
-from tasks import SPLITS, Start, VecRealEnv
+from tasks import SPLITS, Start
+from vecenv import VecRealEnv
 from worldenv import WorldEnv, start_frames
 
 STAGES = (

@@ -48,9 +48,10 @@ from films import grid, worst_film
 from gauge import play_both
 from reflector import false_stops, judge_episodes, recall, right_verdicts
 from runs import Run
-from tasks import Start, VecRealEnv
+from tasks import Start
 from terminal import new_files
 from train import held_out, sources
+from vecenv import VecRealEnv
 from worldenv import WorldEnv
 
 OUTPUT_MB = 30  # to be free on the disk: two films and two charts
@@ -174,8 +175,8 @@ def counterfactual(
     """(real, dreams): for every variant its episodes, one per start, of the same actions.
 
     The scripted expert plays each start up to two decisions after its success; the variants of its
-    actions are replayed in the real `env` (tasks.VecRealEnv) and dreamed in `world`, open loop. The
-    four episodes of a start are of the same length. seed: of the shuffling.
+    actions are replayed in the real `env` (vecenv.VecRealEnv) and dreamed in `world`, open loop.
+    The four episodes of a start are of the same length. seed: of the shuffling.
     """
     rng = np.random.default_rng(seed)
     experts = play(env, starts, None, "expert", after_success=2)

@@ -16,19 +16,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from instructions import INSTRUCTIONS
+from instructions import METAWORLD_INSTRUCTIONS
+from libero_tasks import LIBERO_INSTRUCTIONS
 from view import from_the_hand
 
 TOKENS = 16  # L: instructions are padded or cut to this many tokens
 
 
+def words_of(instructions: dict[str, tuple[str, ...]]) -> list[str]:
+    """Every word of {task: wordings}, sorted."""
+    return sorted(
+        {w for texts in instructions.values() for t in texts for w in re.findall(r"[a-z]+", t)}
+    )
+
+
 def build_tokenizer():
-    """A word-level tokenizer over every word of tasks.INSTRUCTIONS (0 pads, 1 is unknown)."""
+    """A word-level tokenizer over every word of the instructions (0 pads, 1 is unknown): those of
+    Meta-World, then those that only LIBERO has."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    words = sorted(
-        {w for texts in INSTRUCTIONS.values() for t in texts for w in re.findall(r"[a-z]+", t)}
-    )
+    words = words_of(METAWORLD_INSTRUCTIONS)
+    words += [word for word in words_of(LIBERO_INSTRUCTIONS) if word not in words]
     vocabulary = {"[PAD]": 0, "[UNK]": 1} | {word: i + 2 for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -41,7 +49,9 @@ def build_tokenizer():
 
 
 _TOKENIZER = build_tokenizer()
-VOCABULARY = _TOKENIZER.get_vocab_size()
+# How many tokens a network knows: those of Meta-World's instructions, or those of LIBERO's as well.
+VOCABULARY = 2 + len(words_of(METAWORLD_INSTRUCTIONS))
+LIBERO_VOCABULARY = _TOKENIZER.get_vocab_size()
 
 
 def tokenize(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
@@ -133,13 +143,14 @@ class KeypointVLM(nn.Module):
     how strong on average. The language model is transformers' Llama, two layers.
     """
 
-    def __init__(self, channels: int, width: int, numbers: int):
-        """numbers: how many plain numbers beside the picture (proprioception) it reads."""
+    def __init__(self, channels: int, width: int, numbers: int, vocabulary: int = VOCABULARY):
+        """numbers: how many plain numbers beside the picture (proprioception) it reads;
+        vocabulary: how many tokens it knows."""
         from transformers import LlamaConfig, LlamaModel
 
         super().__init__()
         keypoints = width // 2
-        self.words = nn.Embedding(VOCABULARY, width, padding_idx=0)
+        self.words = nn.Embedding(vocabulary, width, padding_idx=0)
         self.convs = film_convolutions(channels, keypoints // 2, width)
         self.log_sharpness = nn.Parameter(torch.zeros(()))
         self.projector = nn.Sequential(
@@ -185,8 +196,6 @@ class KeypointVLM(nn.Module):
 
 # ------------------------------------------------------------------------------------------- LLaVA
 
-IMAGE_TOKEN = VOCABULARY  # the id of the placeholder that image features replace
-
 
 class ConvStem(nn.Sequential):
     """Patch embedding by three strided convolutions in the place of CLIP's single one.
@@ -209,9 +218,11 @@ class ConvStem(nn.Sequential):
         return self[0].weight
 
 
-def small_llava(channels: int, size: int, width: int, layers: int):
+def small_llava(channels: int, size: int, width: int, layers: int, vocabulary: int = VOCABULARY):
     """A LlavaModel with untrained weights: pictures of `channels` channels, size x size pixels in
-    patches of 8 x 8; `layers` vision layers of `width`, and two of the language model."""
+    patches of 8 x 8; `layers` vision layers of `width`, and two of the language model.
+
+    The token after the vocabulary's is the placeholder that image features replace."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaModel
 
     vision = CLIPVisionConfig(
@@ -219,7 +230,7 @@ def small_llava(channels: int, size: int, width: int, layers: int):
         num_attention_heads=4, image_size=size, patch_size=8, num_channels=channels,
     )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=VOCABULARY + 1, hidden_size=width, intermediate_size=2 * width,
+        vocab_size=vocabulary + 1, hidden_size=width, intermediate_size=2 * width,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
         max_position_embeddings=512, pad_token_id=0,
     )  # fmt: skip
@@ -227,7 +238,7 @@ def small_llava(channels: int, size: int, width: int, layers: int):
         LlavaConfig(
             vision_config=vision,
             text_config=text,
-            image_token_index=IMAGE_TOKEN,
+            image_token_index=vocabulary,
             vision_feature_layer=-1,  # LLaVA leaves out the last layer of a pretrained encoder
             attn_implementation="eager",  # fused attention is slow on a CPU at this size
         )
@@ -248,7 +259,8 @@ def read(llava, picture: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     # The prompt: padding, image placeholders, instruction. All padding goes to the very left:
     # the last token is then always a word, and the distance from image to words (rotary
     # positions) does not depend on the padding.
-    placeholders = torch.full((len(tokens), patches), IMAGE_TOKEN, device=tokens.device)
+    image_token = llava.config.text_config.vocab_size - 1
+    placeholders = torch.full((len(tokens), patches), image_token, device=tokens.device)
     ids = torch.cat([placeholders, tokens], dim=1)
     ids = ids.gather(1, (ids > 0).long().argsort(dim=1, stable=True))
     mask = (ids > 0).long()

@@ -12,8 +12,8 @@ reflector gives R and says when to stop. No real interaction happens here.
                                                |
                                      reflector (VLM) --> R, stop when R > eta
 
-It has the same face as tasks.VecRealEnv (reset, step, get_states, set_states, done), so one rollout
-function serves both.
+It has the same face as vecenv.VecRealEnv (reset, step, get_states, set_states, done), so one
+rollout function serves both.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from instructions import INSTRUCTIONS
-from kinematics import MOTION_DIM, motion_at_rest, next_motion
+from kinematics import motion_at_rest, motion_dim, next_motion
 from simulator import memory_indices
-from tasks import STATE_DIM, EnvConfig, Start, spaces
+from tasks import EnvConfig, Start, spaces
 from vlm import tokenize
 
 BLOCK = 32  # slots imagined at a time: larger blocks leave the processor's cache [measured here]
@@ -40,7 +40,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
     starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a
         dream may begin.
 
-    reset(options={"starts": [Start, ...]}), step(actions (B, K, A) in [-1, 1]) as tasks.VecRealEnv.
+    reset(options={"starts": [Start, ...]}), step(actions (B, K, A) in [-1, 1]): as
+        vecenv.VecRealEnv.
     The reward of a step is R at the stop or at the horizon, else 0; terminated where R > eta;
     truncated at the horizon. infos: "reflector" (B,) R of every running slot, "success" (B,) the
     reflector's verdict. Done slots rest.
@@ -65,8 +66,9 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         self._history = np.zeros(
             (num_envs, config.horizon + 1, config.size, config.size, 3), np.uint8
         )
-        self._states = np.zeros((num_envs, STATE_DIM), np.float32)
-        self._motions = np.zeros((num_envs, MOTION_DIM), np.float32)  # see kinematics.next_motion
+        self._states = np.zeros((num_envs, config.robot.state_dim), np.float32)
+        # See kinematics.next_motion.
+        self._motions = np.zeros((num_envs, motion_dim(config.robot)), np.float32)
         self._texts = [""] * num_envs
         self._time = np.zeros(num_envs, np.int64)
         self.done = np.ones(num_envs, bool)
@@ -152,7 +154,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         )
         self._time[on] += 1
         self._history[on, self._time[on]] = frame.cpu().numpy()
-        self._motions[on] = next_motion(state, motion, action).numpy()
+        self._motions[on] = next_motion(state, motion, action, self.config.robot).numpy()
         self._states[on] = next_state.cpu().numpy()
 
     def _judge(self, on: np.ndarray) -> np.ndarray:

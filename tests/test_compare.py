@@ -503,7 +503,7 @@ def test_the_ledger_counts_what_an_iteration_really_costs():
     import ppo
 
     class Counting:
-        """Real only in what it counts: as tasks.VecRealEnv, a reset or a branch is an episode."""
+        """Real only in what it counts: as vecenv.VecRealEnv, a reset or a branch is an episode."""
 
         num_envs, real_resets, config = 8, 0, SimpleNamespace(horizon=2)
         observation = {

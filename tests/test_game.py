@@ -23,7 +23,8 @@ from game import Game, Parts
 from policy import Policy
 from reflector import Reflector
 from simulator import Simulator
-from tasks import EnvConfig, VecRealEnv
+from tasks import EnvConfig
+from vecenv import VecRealEnv
 
 SIZE, CHUNK, DIMENSIONS = 16, 2, 4
 ETA = 0.75

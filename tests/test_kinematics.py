@@ -7,18 +7,17 @@ import torch
 from demos import Episode
 from fit import FitConfig, fit
 from kinematics import (
-    CONTACT_DIM,
-    MOTION_DIM,
-    WORKSPACE_HIGH,
     Kinematics,
+    contact_dim,
     contact_features,
     episode_batches,
     motion_at_rest,
     motion_before,
+    motion_dim,
     next_motion,
     whole_episodes,
 )
-from tasks import ACTION_DIM, STATE_DIM, EnvConfig, RealEnv
+from tasks import ACTION_DIM, METAWORLD, STATE_DIM, EnvConfig, RealEnv
 
 CHUNK = 4
 
@@ -48,12 +47,12 @@ def test_the_target_is_what_the_actions_add_up_to():
     """One centimetre for an action of 1, none for the gripper, nothing outside the workspace."""
     state = torch.tensor([[0.0, 0.6, 0.2, 1.0], [0.49, 0.6, 0.2, 1.0]])
     motion = motion_at_rest(state)
-    assert torch.equal(motion[:, :STATE_DIM], state) and motion.shape == (2, MOTION_DIM)
+    assert torch.equal(motion[:, :STATE_DIM], state) and motion.shape == (2, motion_dim(METAWORLD))
     action = torch.zeros(2, CHUNK, ACTION_DIM)
     action[:, :, 0], action[:, :2, 1], action[:, :, 3] = 1.0, -0.5, 1.0
     after = next_motion(state + 1, motion, action)
     assert torch.equal(after[:, :STATE_DIM], state + 1)  # what was now is then the past
-    expected = torch.tensor([[0.04, 0.59, 0.2], [WORKSPACE_HIGH[0], 0.59, 0.2]])
+    expected = torch.tensor([[0.04, 0.59, 0.2], [METAWORLD.high[0], 0.59, 0.2]])
     assert torch.allclose(after[:, STATE_DIM:], expected, atol=1e-6)
 
 
@@ -61,7 +60,7 @@ def test_motions_of_an_episode():
     """At rest at first; afterwards the state before and the sum of the actions."""
     episode = lagging_episodes(1)[0]
     found = np.stack([motion_before(episode, t) for t in range(len(episode) + 1)])
-    assert found.shape == (len(episode) + 1, MOTION_DIM) and found.dtype == np.float32
+    assert found.shape == (len(episode) + 1, motion_dim(METAWORLD)) and found.dtype == np.float32
     assert np.array_equal(found[0], [*episode.state[0], *episode.state[0, :3]])
     assert np.array_equal(found[1:, :STATE_DIM], episode.state[:-1])
     sums = 0.01 * episode.action[..., :3].sum(1).cumsum(0) + episode.state[0, :3]
@@ -201,7 +200,11 @@ def test_what_the_forest_is_grown_from():
     drawn by seed; without any the network stands alone."""
     episodes = lagging_episodes(3)
     kinematics = Kinematics(CHUNK, moments=64)
-    now = torch.rand(2, STATE_DIM), torch.rand(2, MOTION_DIM), torch.rand(2, CHUNK, ACTION_DIM)
+    now = (
+        torch.rand(2, STATE_DIM),
+        torch.rand(2, motion_dim(METAWORLD)),
+        torch.rand(2, CHUNK, ACTION_DIM),
+    )
     assert torch.equal(kinematics.next_state(*now), kinematics.smooth(*now))
     kinematics.remember(episodes)
     assert int(kinematics.recorded) == sum(len(e) for e in episodes)
@@ -209,10 +212,10 @@ def test_what_the_forest_is_grown_from():
     row = kinematics.moments[t]
     then = (torch.from_numpy(x)[None] for x in (e.state[t], motion_before(e, t), e.action[t]))
     then = tuple(then)
-    assert contact_features(*then).shape == (1, CONTACT_DIM)
-    assert torch.allclose(row[:CONTACT_DIM], contact_features(*then)[0], atol=1e-6)
+    assert contact_features(*then).shape == (1, contact_dim(METAWORLD))
+    assert torch.allclose(row[: contact_dim(METAWORLD)], contact_features(*then)[0], atol=1e-6)
     off = (torch.from_numpy(e.state[t + 1]) - kinematics.smooth(*then)[0]) / kinematics.unit
-    assert torch.allclose(row[CONTACT_DIM:], off, atol=1e-4)
+    assert torch.allclose(row[contact_dim(METAWORLD) :], off, atol=1e-4)
     few = [Kinematics(CHUNK, moments=4) for _ in range(3)]
     for part, seed in zip(few, (0, 0, 1), strict=True):
         part.load_state_dict({k: v for k, v in kinematics.state_dict().items() if k != "moments"},

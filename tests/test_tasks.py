@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from demos import collect_expert
+from instructions import METAWORLD_INSTRUCTIONS
 from tasks import (
     DEFAULT_SUITE,
     INSTRUCTION_CHARACTERS,
@@ -13,12 +14,12 @@ from tasks import (
     EnvConfig,
     RealEnv,
     Start,
-    VecRealEnv,
-    _shrink,
     check_tasks,
+    shrink,
     split_of,
     split_seeds,
 )
+from vecenv import VecRealEnv
 
 TASK, OTHER = "button-press-topdown", "handle-press"  # short tasks that the expert solves surely
 CONFIG = EnvConfig(size=64, chunk=4, horizon=24)
@@ -67,7 +68,7 @@ def draw_marker(env: RealEnv, point: np.ndarray) -> np.ndarray:
         np.array([1.0, 1.0, 1.0, 1.0], np.float32),
     )
     scene.geoms[0].emission = 1.0
-    return _shrink(renderer.render()[::-1, ::-1])  # turned by 180 degrees, as RealEnv.render does
+    return shrink(renderer.render()[::-1, ::-1])  # turned by 180 degrees, as RealEnv.render does
 
 
 def test_projection_agrees_with_mujocos_camera(env):
@@ -96,7 +97,7 @@ def test_projection_agrees_with_mujocos_camera(env):
 def test_frames_are_means_of_finer_ones():
     """Every pixel is the mean of the square that it was drawn as."""
     fine = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    small = _shrink(fine)
+    small = shrink(fine)
     assert small.shape == (4, 4, 3) and small.dtype == np.uint8
     for row in range(4):
         for column in range(4):
@@ -291,7 +292,9 @@ def test_the_suite_is_restored_bit_by_bit(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [task for task in INSTRUCTIONS if task not in DEFAULT_SUITE])
+@pytest.mark.parametrize(
+    "task", [task for task in METAWORLD_INSTRUCTIONS if task not in DEFAULT_SUITE]
+)
 def test_every_other_task_is_restored_bit_by_bit(task):
     """The remaining tasks of Meta-World."""
     check_restoring(task)
@@ -452,8 +455,8 @@ def test_every_meta_world_task_has_three_wordings():
     """All 50 tasks, three instructions each, in characters that the observation space knows."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-    assert {f"{task}-v3" for task in INSTRUCTIONS} == set(ALL_V3_ENVIRONMENTS)
-    for wordings in INSTRUCTIONS.values():
+    assert {f"{task}-v3" for task in METAWORLD_INSTRUCTIONS} == set(ALL_V3_ENVIRONMENTS)
+    for wordings in METAWORLD_INSTRUCTIONS.values():
         assert len(set(wordings)) == 3
         assert all(set(text) <= set(INSTRUCTION_CHARACTERS) for text in wordings)
         assert all(0 < len(text) <= 100 for text in wordings)

@@ -26,7 +26,8 @@ from policy import Policy
 from ppo import LoopConfig
 from reflector import Reflector, false_stops, right_verdicts
 from simulator import Simulator
-from tasks import EnvConfig, Start, VecRealEnv
+from tasks import EnvConfig, Start
+from vecenv import VecRealEnv
 from worldenv import WorldEnv
 
 SIZE, CHUNK, HORIZON = 16, 2, 6
