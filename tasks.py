@@ -34,6 +34,7 @@ import numpy as np
 
 from camera import Camera
 from instructions import INSTRUCTION_CHARACTERS, INSTRUCTIONS, TASKS
+from processes import own_cores
 from render import choose_backend
 
 # dx, dy, dz in [-1, 1] (1.0 moves the hand's target by 1 cm), gripper in [-1, 1] (+1 closes)
@@ -458,10 +459,9 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
         self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
         self.real_steps = self.real_resets = self.real_frames = 0  # the ledger of real interaction
-
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
-        for _ in range(min(workers or len(os.sched_getaffinity(0)), num_envs)):
+        for _ in range(min(workers or own_cores(), num_envs)):
             ours, theirs = context.Pipe()
             process = context.Process(target=_worker, args=(theirs, self.config), daemon=True)
             process.start()
