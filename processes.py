@@ -223,15 +223,54 @@ def over_slots(values: np.ndarray, together: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------- gradients
 
 
+def shard(part) -> None:
+    """Split the weights of a part, their gradients and optimizer state over the processes (FSDP),
+    if accelerate's configuration asks for it (launch/fsdp.yaml): of the layers of its pretrained
+    model each is whole only while it computes. From then on its `forward` needs every process, so
+    this is for `fit.fit`, where all take the same steps, and not for rollouts."""
+    if world() == 1 or os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    asked = FullyShardedDataParallelPlugin(fsdp_version=2)  # reads what the launcher has set
+    layers = set(asked.transformer_cls_names_to_wrap or ())
+    if not layers:
+        for module in part.modules():
+            layers |= set(getattr(module, "_no_split_modules", None) or ())
+    how = {
+        "mesh": init_device_mesh(_state.device.type, (world(),)),
+        "reshard_after_forward": asked.reshard_after_forward,
+        "offload_policy": asked.cpu_offload,
+    }
+    sharded = [module for module in part.modules() if type(module).__name__ in layers]
+    for module in [*reversed(sharded), part]:  # what is inside comes first
+        fully_shard(module, **how)
+        # Sums, as in `add_up`, where FSDP would take means; gloo knows no other way to sums.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def whole(tensor):
+    """A tensor of a part's `state_dict`, put together where it is sharded (by all processes)."""
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
+
+
+def _is_sharded(tensor) -> bool:
+    return hasattr(tensor, "full_tensor")  # torch's DTensor
+
+
 def equalize(parameters: list) -> None:
-    """Give every process the main one's values of these parameters."""
+    """Give every process the main one's values of these parameters (but of what is sharded)."""
     if world() == 1:
         return
     import torch.distributed as dist
 
     with _together():
         for parameter in parameters:
-            dist.broadcast(parameter.data, src=0)
+            if not _is_sharded(parameter):
+                dist.broadcast(parameter.data, src=0)
 
 
 def add_up(parameters: list, metrics: dict[str, float]) -> dict[str, float]:
@@ -240,16 +279,18 @@ def add_up(parameters: list, metrics: dict[str, float]) -> dict[str, float]:
     grad = sum_r w_r grad L_r,   w_r = n_r / sum_r n_r
 
     is the gradient of the mean over all n rows if each process took that of w_r L_r, L_r the mean
-    over its own n_r rows. A parameter without a gradient on any process keeps none."""
+    over its own n_r rows. A parameter without a gradient on any process keeps none; for one that is
+    sharded FSDP has added up already."""
     if world() == 1:
         return metrics
     import torch
     import torch.distributed as dist
 
-    like = parameters[0]
+    device = parameters[0].device
+    parameters = [p for p in parameters if not _is_sharded(p)]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     present = [float(p.grad is not None) for p in parameters]
-    tail = torch.tensor([*present, *metrics.values()], device=like.device)
+    tail = torch.tensor([*present, *metrics.values()], device=device)
     message = torch.cat([*(g.float().flatten() for g in gradients), tail])
     with _together():
         dist.all_reduce(message)

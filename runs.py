@@ -180,8 +180,8 @@ def paper_scale() -> RunConfig:
     simulator's training, from counted operations (1.6 TFLOP for an action, 25 for a reward, 6 for a
     decision's gradient) at a sustained 100 TFLOP/s: SFT 1.5 hours, reflector 2, RL 5, evaluation 2.
 
-    # DEVIATION: the paper trains on 8 GPUs for 48 hours; here one process computes on one device;
-    #   because that is the loop that every preset shares.
+    # DEVIATION: the paper trains on 8 GPUs for 48 hours; here all is estimated for one (8 processes
+    #   can share the preset: processes.py, launch/fsdp.yaml; not run); because no GPU was at hand.
     """
     base = preset("gpu")
     plain = replace(
@@ -278,10 +278,11 @@ def save_part(path: Path, part: nn.Module, description: dict) -> None:
     """Write weights and description (settings, JSON) to one safetensors file, atomically."""
     from safetensors.torch import save
 
+    state = {name: processes.whole(tensor) for name, tensor in part.state_dict().items()}
     if not processes.is_main():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous().clone() for name, tensor in part.state_dict().items()}
+    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     metadata = {"description": json.dumps(_used(description))}
     write_atomically(path, save(tensors, metadata=metadata))
 

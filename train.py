@@ -198,6 +198,8 @@ def stage_sft(run: Run, real: RealWorkers, progress) -> dict:
     policy = Policy(config.policy).to(run.device)
     policy.hand.look_through(camera)
     policy.set_state_statistics(np.concatenate([e.state for e in demonstrations]))
+    if config.policy.backbone == "pretrained":
+        processes.shard(policy)
     sample = imitation_batches(demonstrations, config.sft.batch, config.seed)
     result = fit(policy, sample, config.sft, lambda s, loss, m: progress(s, config.sft.steps, m))
     save_part(run.checkpoint("sft"), policy, asdict(config.policy))
@@ -249,6 +251,8 @@ def stage_filtered_bc(run: Run, real: RealWorkers, progress, number: int = 1) ->
     demonstrations, exploration, _ = sources(run)
     good = [episode for episode in exploration if episode.succeeded]
     policy = run.policy("sft" if number == 1 else "policy")
+    if config.policy.backbone == "pretrained":
+        processes.shard(policy)
     settings = config.filtered_bc
     sample = imitation_batches(demonstrations + good, settings.batch, config.seed + 499 + number)
     result = fit(policy, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))

@@ -1,10 +1,13 @@
 """What `test_processes.py` lets one process and two do: `accelerate launch ... shared_work.py OUT`.
 
-The same fits and passes of LOOP, tiny; every process writes what it ended with to OUT/RANK.pt.
+The same fits and passes of LOOP, tiny; every process writes what it ended with to OUT/RANK.pt. With
+a second word, the folder of a checkpoint, the fit of a pretrained policy alone, and OUT/policy.
 """
 
 import os
 import sys
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,7 +24,9 @@ from fit import FitConfig, fit
 from kinematics import Kinematics, episode_batches
 from policy import Policy, PolicyConfig, imitation_batches
 from ppo import LateExplorer, LoopConfig, loop
+from pretrained import PretrainedConfig
 from reflector import Reflector, ReflectorConfig, frame_batches
+from runs import save_part
 from simulator import Simulator, SimulatorConfig, transition_batches
 from tasks import Start
 
@@ -130,10 +135,29 @@ def episodes() -> dict:
     }
 
 
+def pretrained(checkpoint: str, out: Path) -> dict:
+    """A pretrained policy after a few steps, as its checkpoint has it; sharded where that is
+    configured."""
+    torch.manual_seed(0)
+    model = PretrainedConfig(checkpoint, lora_rank=4 * (find_spec("peft") is not None), bf16=False)
+    config = PolicyConfig(backbone="pretrained", size=SIZE, hidden=16, pretrained=model)
+    policy, losses = Policy(config), []
+    processes.shard(policy)
+    sample = imitation_batches(EPISODES, 6, 0)
+    fit(policy, sample, FIT, lambda step, loss, metrics: losses.append(loss))
+    save_part(out / "policy.safetensors", policy, asdict(config))
+    own = sum(getattr(p, "_local_tensor", p).numel() for p in policy.parameters())
+    return {"losses": losses, "weights held": own}
+
+
 if __name__ == "__main__":
     processes.start("cpu", {"groups": 4})
     torch.set_num_threads(1)
-    result = {"world": processes.world(), **fits(), **loops(), "episodes": episodes()}
+    result, out = {"world": processes.world()}, Path(sys.argv[1])
+    if len(sys.argv) == 3:
+        result |= pretrained(sys.argv[2], out)
+    else:
+        result |= {**fits(), **loops(), "episodes": episodes()}
     result["connected"] = torch.distributed.is_initialized()
-    torch.save(result, Path(sys.argv[1]) / f"{os.environ.get('RANK', 0)}.pt")
+    torch.save(result, out / f"{os.environ.get('RANK', 0)}.pt")
     processes.wait()

@@ -20,6 +20,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
+from test_pretrained import save_tiny
 
 import cli
 import demos
@@ -28,8 +30,7 @@ import runs
 
 ROOT = Path(cli.__file__).resolve().parent
 LAUNCH = [
-    sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-    "--config_file", str(ROOT / "launch" / "cpu.yaml"),
+    sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
 ]  # fmt: skip
 TIMEOUT = 600  # seconds
 
@@ -39,11 +40,16 @@ def environment() -> dict:
     return {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "WORLDENV"))}
 
 
-def launch(count: int, *words, **options) -> subprocess.CompletedProcess:
-    command = [*LAUNCH, "--num_processes", str(count), *map(str, words)]
+def command(count: int, *words, config: str = "cpu.yaml") -> list[str]:
+    return [*LAUNCH, str(ROOT / "launch" / config), "--num_processes", str(count), *map(str, words)]
+
+
+def launch(count: int, *words, config: str = "cpu.yaml") -> subprocess.CompletedProcess:
+    """A program and its arguments in `count` processes, as a user starts them."""
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT, env=environment(), **options
-    )
+        command(count, *words, config=config),
+        capture_output=True, text=True, timeout=TIMEOUT, env=environment(),
+    )  # fmt: skip
 
 
 def error_lines(result: subprocess.CompletedProcess) -> list[str]:
@@ -130,14 +136,18 @@ def test_cores_are_divided_among_the_processes_of_a_machine(monkeypatch):
 @pytest.fixture(scope="module")
 def shared_work(tmp_path_factory) -> tuple[dict, dict, dict]:
     """(one process, the first of two, the second of two): what `shared_work.py` ends with."""
-    alone, both = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    return worked(tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two"))
+
+
+def worked(alone: Path, both: Path, *words, config: str = "cpu.yaml") -> tuple[dict, dict, dict]:
+    """What one process left in `alone`, and two in `both`."""
     script = str(ROOT / "tests" / "shared_work.py")
     one = subprocess.run(
-        [sys.executable, script, str(alone)], capture_output=True, text=True, timeout=TIMEOUT,
-        env=environment(),
+        [sys.executable, script, str(alone), *map(str, words)],
+        capture_output=True, text=True, timeout=TIMEOUT, env=environment(),
     )  # fmt: skip
     assert one.returncode == 0, one.stderr
-    two = launch(2, script, both)
+    two = launch(2, script, both, *words, config=config)
     assert two.returncode == 0, two.stderr
     paths = alone / "0.pt", both / "0.pt", both / "1.pt"
     return tuple(torch.load(path, weights_only=False) for path in paths)
@@ -188,6 +198,25 @@ def test_explored_episodes(shared_work):
         assert torch.allclose(before, after, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_fsdp_by_configuration(tmp_path):
+    """launch/fsdp.yaml, here on the processor: a pretrained policy of which each process holds half
+    trains as a whole one does, and its checkpoint is whole."""
+    folders = [tmp_path / name for name in ("hub", "one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    hub, alone, both = folders
+    save_tiny(hub, "llava")
+    one, two, other = worked(alone, both, hub, config="fsdp.yaml")
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert two["weights held"] + other["weights held"] == one["weights held"]
+    assert two["weights held"] < 0.6 * one["weights held"]
+    before, after = (load_file(folder / "policy.safetensors") for folder in (alone, both))
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert ((weight - after[name]).abs() > 1e-4).float().mean() < 0.05, name
+
+
 # ---------------------------------------------------------------------------------------- refusals
 
 
@@ -236,10 +265,10 @@ def test_a_killed_process_ends_the_run_which_then_resumes(tmp_path):
     line; the same command again skips what was finished and comes to the end."""
     folder = tmp_path / "run"
     words = [ROOT / "cli.py", "train", "--preset", "debug", "--out", folder]
-    command = [*LAUNCH, "--num_processes", "2", *map(str, words)]
     first = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+        command(2, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(),
+    )  # fmt: skip
     stages, deadline = folder / "stages.json", time.time() + TIMEOUT
     while not (stages.is_file() and "sft" in stages.read_text()):
         assert first.poll() is None and time.time() < deadline, first.communicate()
