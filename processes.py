@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +103,21 @@ def last_words(line: str) -> str:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(2))
     time.sleep(LAST_WORDS)
     return f"process {rank} of {launched()}: {line}"
+
+
+def leave(code: int) -> None:
+    """End this process. Python must not tear down a connection that is open (torch aborts then), so
+    it is closed before; after an error, when nobody may be there to close it with, Python's end is
+    left out."""
+    if _state is not None and code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if _state is not None:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+    sys.exit(code)
 
 
 # ------------------------------------------------------------------------------------ who and when

@@ -88,10 +88,10 @@ class OneLineErrors(TyperGroup):
                 raise
             line = processes.last_words(" ".join(line.split()))
             print(f"error: {line}", file=sys.stderr)
-            sys.exit(2)
+            processes.leave(2)
         if code == INTERRUPTED:
             print("interrupted; run the same command again to resume", file=sys.stderr)
-        sys.exit(code or 0)
+        processes.leave(code or 0)
 
 
 # ------------------------------------------------------------------------------------------- output

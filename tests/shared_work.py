@@ -160,4 +160,4 @@ if __name__ == "__main__":
         result |= {**fits(), **loops(), "episodes": episodes()}
     result["connected"] = torch.distributed.is_initialized()
     torch.save(result, out / f"{os.environ.get('RANK', 0)}.pt")
-    processes.wait()
+    processes.leave(0)
