@@ -33,6 +33,7 @@ from terminal import new_files, print_result, take_back  # isort: skip
 import typer
 from rich.console import Console
 
+import processes
 from demos_cli import PICTURES_MB, demos_app, episodes_mb
 from options import (
     Suite,
@@ -57,8 +58,9 @@ app.add_typer(demos_app, name="demos")
 
 
 @app.callback()
-def about() -> None:
+def about(context: typer.Context) -> None:
     """World-Env: post-train a vision-language-action policy inside a learned world."""
+    processes.check_command(context.invoked_subcommand)
     # Meta-World's notice in every worker that its expert's actions get clipped, which we know.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")
 
@@ -157,17 +159,20 @@ def train_command(
     existing = check_output(out, room + episodes_mb(episodes, config.env))
     render.choose_backend()  # without a renderer there would be a run folder with nothing in it
     is_new = not (out / "config.json").exists()
-    run = Run.create(out, config, device)
+    processes.start(device, config.shared)
+    with processes.main_first():
+        run = Run.create(out, config, device)
     with StageDisplay(run, stages.stages_of(config)) as display:
         if preset in ("gpu", "paper") and device == "cpu":
             display.line(f"preset {preset} on the processor: expect days; a GPU is --device cuda")
         try:
             stages.train(run, display.say, display.progress, until)
         except Exception:
-            if is_new:
+            if is_new and processes.is_main():
                 take_back(out.absolute(), existing)
             raise
-    print(f"report: {report.write_report(run).with_suffix('.html')}")
+    if processes.is_main():
+        print(f"report: {report.write_report(run).with_suffix('.html')}")
 
 
 def build_config(
@@ -310,15 +315,17 @@ def evaluate_command(
     plan = test_starts(run.config.tasks, count, split)
     player = run.policy(policy)
     reflector = run.reflector() if termination == "reflector" else None
-    env = VecRealEnv(min(run.config.slots, len(plan)), run.config.env)
+    processes.start("cpu", {})
+    slots = -(-min(run.config.slots, len(plan)) // processes.world())
+    env = VecRealEnv(slots, run.config.env)
     try:
         result = evaluate(player, env, plan, termination, reflector)
     finally:
         env.close()
     result |= {"run": str(folder), "policy": policy, "split": split, "seed": run.config.seed}
-    if as_json:
+    if as_json and processes.is_main():
         print(json.dumps(result, indent=1))
-    else:
+    elif processes.is_main():
         print_result(result)
 
 

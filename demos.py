@@ -35,6 +35,7 @@ from pathlib import Path
 
 import numpy as np
 
+import processes
 from camera import Camera
 from tasks import LIBERO, METAWORLD, EnvConfig, Robot, Start, split_of
 
@@ -103,7 +104,8 @@ def play(
     on_step: Callable[[np.ndarray], None] | None = None,
 ) -> list[Episode]:
     """Play one episode from every start and record it:
-    the rollout of demonstrations, exploration and evaluation.
+    the rollout of demonstrations, exploration and evaluation. Several processes share the starts,
+    and all of them get every episode.
 
     env: vecenv.VecRealEnv or worldenv.WorldEnv (B slots; the starts are taken B at a time).
     act: (observations, (B,) mask of running slots) -> action chunks (B, K, A);
@@ -112,12 +114,11 @@ def play(
          termination); None never stops early: the episode runs to the horizon whatever happens.
     on_step: called after every decision with the (B,) mask of slots that are still running.
     """
-    episodes = []
-    for first in range(0, len(starts), env.num_envs):
-        episodes += _play_batch(
-            env, starts[first : first + env.num_envs], act, source, after_success, on_step
-        )
-    return episodes
+    episodes, own = [], processes.share(starts)
+    for first in range(0, len(own), env.num_envs):
+        some = own[first : first + env.num_envs]
+        episodes += _play_batch(env, some, act, source, after_success, on_step)
+    return processes.gather(episodes)
 
 
 def _play_batch(env, starts, act, source, after_success, on_step) -> list[Episode]:

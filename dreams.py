@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+import processes
 from demos import Episode
 from kinematics import motion_before
 from tasks import METAWORLD, Robot
@@ -29,13 +30,14 @@ def dream_along(
     Returns one Episode per episode whose frames and states up to `begins[i]` are the real ones and
     afterwards imagined; actions and success labels stay those of reality. The reflector's stop is
     ignored: the dream goes on as long as the real episode did. `world` needs no known starts.
+    Several processes share the episodes, and all of them get every dream.
     """
-    begins = begins or [0] * len(episodes)
-    dreams: list[Episode] = []
-    for first in range(0, len(episodes), world.num_envs):
+    begins = processes.share(begins or [0] * len(episodes))
+    own, dreams = processes.share(episodes), []
+    for first in range(0, len(own), world.num_envs):
         some = slice(first, first + world.num_envs)
-        dreams += _dream_batch(world, episodes[some], np.array(begins[some]))
-    return dreams
+        dreams += _dream_batch(world, own[some], np.array(begins[some]))
+    return processes.gather(dreams)
 
 
 def moment(episode: Episode, t: int, robot: Robot = METAWORLD) -> tuple:

@@ -1,5 +1,8 @@
 """One training loop for every part:
-policy, simulator and reflector all answer `loss, metrics = part(batch)`."""
+policy, simulator and reflector all answer `loss, metrics = part(batch)`.
+
+Several processes share each batch: every one of them draws the whole of it, and takes its rows.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+import processes
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ def fit(
     """Train `part` in place with AdamW on `sample(step)` batches;
     returns the mean metrics of the last tenth.
 
+    The loss is a mean over the rows of a batch, or over the entries of its mask "played" (B, T).
     Raises FloatingPointError as soon as a loss is not finite.
     """
     parameters = [p for p in part.parameters() if p.requires_grad]
@@ -50,33 +56,43 @@ def fit(
     average = copy.deepcopy(part) if config.ema else None
     tail: list[dict] = []
     device = device_of(part)
+    processes.equalize(parameters)
     part.train()
     started = time.time()
     for step in range(config.steps):
+        batch = sample(step)  # outside the autocast: it may dream, and kinematics need all digits
+        own = {name: processes.share(x).contiguous() for name, x in batch.items()}
         with bf16_autocast(device, config.bf16):
-            loss, metrics = part({name: x.to(device) for name, x in sample(step).items()})
-        if not torch.isfinite(loss):
+            loss, metrics = part({name: x.to(device) for name, x in own.items()})
+        weight = _size(own) / _size(batch)  # of our rows in the mean over all
+        optimizer.zero_grad(set_to_none=True)
+        (weight * loss).backward()
+        metrics = {name: weight * x for name, x in {"loss": loss.item(), **metrics}.items()}
+        metrics = processes.add_up(parameters, metrics)
+        if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(
-                f"{type(part).__name__}: loss is {loss.item()} at step {step}; "
+                f"{type(part).__name__}: loss is {metrics['loss']} at step {step}; "
                 "lower the learning rate"
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if average is not None:
             _average(average, part, min(config.ema, (step + 1) / (step + 10)))
-        metrics = {"loss": loss.item(), **metrics}
         if step >= config.steps * 9 // 10:
             tail.append(metrics)
         if on_step is not None:
-            on_step(step, loss.item(), metrics)
+            on_step(step, metrics["loss"], metrics)
     if average is not None:
         _average(part, average, 0.0)
     part.eval()
     result = {name: sum(m[name] for m in tail) / len(tail) for name in tail[0]}
     return result | {"seconds": time.time() - started}
+
+
+def _size(batch: dict[str, torch.Tensor]) -> float:
+    """Over how much the loss of a batch is a mean."""
+    return float(batch["played"].sum()) if "played" in batch else len(next(iter(batch.values())))
 
 
 def device_of(part: nn.Module) -> torch.device:

@@ -95,11 +95,8 @@ class NoveltyGauge:
         self.world = WorldEnv(simulator, reflector, known, len(self.starts), config)
         self.novelty, self.every = novelty, every
         self.probes: list[dict] = []
+        self.imagined_frames = 0  # the ledger
         self._weights: list[dict] = []
-
-    @property
-    def imagined_frames(self) -> int:
-        return self.world.imagined_frames
 
     def look(self, policy, iteration: int) -> bool:
         """Probe the policy after `iteration` updates if it is time to; True when it has strayed."""
@@ -113,6 +110,7 @@ class NoveltyGauge:
                 "novel": [self.novelty.share(episode) for episode in dream],
             }
         )
+        self.imagined_frames += sum(len(episode) for episode in dream)
         self._weights.append(copy.deepcopy(policy.state_dict()))
         return strayed(self.probes[0], self.probes[-1])
 

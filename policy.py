@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import processes
 from fit import device_of
 from instructions import INSTRUCTIONS
 from pretrained import PretrainedConfig, VLABackbone
@@ -116,7 +117,9 @@ def random_shift(
     [-1, 1]."""
     b, _, h, w = image.shape
     padded = F.pad(image, (pixels,) * 4, mode="replicate")
-    offsets = torch.randint(0, 2 * pixels + 1, (b, 2), generator=generator)
+    everywhere = (b * processes.world(), 2)  # drawn for the rows of all processes
+    offsets = torch.randint(0, 2 * pixels + 1, everywhere, generator=generator)
+    offsets = processes.share(offsets)
     shifted = torch.stack(
         [p[:, r : r + h, c : c + w] for p, (r, c) in zip(padded, offsets.tolist(), strict=True)]
     )

@@ -20,6 +20,9 @@ credit.
 
 Symbols: G groups, N rollouts per group, K steps per chunk, A action dimensions, D decisions that
 carry noise.
+
+Several processes share the groups of an iteration, then all hold all rollouts and share the rows of
+each minibatch: processes.py.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ import numpy as np
 import torch
 from torch import nn
 
+import processes
 from fit import device_of
 from policy import Policy, laplace_log_prob, to_float, to_tensors
-from tasks import Start
+from tasks import ACTION_DIM, Start
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class LoopConfig:
 
 @dataclass
 class Rollouts:
-    """The noisy decisions of one iteration, flattened to M rows, and the returns of the groups."""
+    """The noisy decisions of one iteration, flattened to M rows in the order in which they were
+    taken, and the returns of the groups."""
 
     image: np.ndarray  # (M, H, W, 3) uint8
     state: np.ndarray  # (M, S) float32
@@ -80,6 +85,7 @@ class Rollouts:
     sample: torch.Tensor  # (M, K, A) what was drawn, before clipping to the action range
     log_prob: torch.Tensor  # (M,) under the policy that drew it
     member: np.ndarray  # (M,) index of the rollout (group * N + n) that the decision belongs to
+    decision: np.ndarray  # (M,) its number among the noisy decisions of that rollout
     returns: np.ndarray  # (G, N) float32
     success: np.ndarray  # (G, N) bool
     mean_success: (
@@ -149,25 +155,29 @@ class Explorer:
         shared: bool,
         generator: torch.Generator,
         held: bool = False,
+        together: int = 1,
     ):
         """noise: times the policy's scale; shared: one draw for a chunk; held: one for all chunks
         of a slot from the first call on (its log-probability is taken as if it were drawn anew),
         and neighbouring slots hold opposite draws: what a push and the opposite push have in common
-        is no reason for either, and leave-one-out then cancels it."""
+        is no reason for either, and leave-one-out then cancels it. together: neighbouring slots
+        (the rollouts of a group) that several processes share out as one; see `_uniform`."""
         self.policy, self.noise, self.shared, self.generator = policy, noise, shared, generator
-        self.held = held
+        self.held, self.together = held, together
         self.rows: list[tuple] = []
-        self._first: torch.Tensor | None = None  # (B, 1 or K, A), what is held
+        self._first: torch.Tensor | None = None  # (W * B, 1 or K, A), what is held
 
     @torch.no_grad()
     def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
         """Noisy chunks (B, K, A) in [-1, 1] where the (B,) mask `running` is set, 0 elsewhere."""
+        chunks = np.zeros((len(running), self.policy.config.chunk, ACTION_DIM), np.float32)
+        u = self._uniform(running, 1 if self.shared else chunks.shape[1])
+        if not running.any():  # all rest here, while other processes still draw
+            return chunks
         image, state, tokens = to_tensors(observation, running, device_of(self.policy))
         mean, log_scale = self.policy.distribution(image, state, tokens)
         log_scale = log_scale + math.log(self.noise)
-        b, k, a = mean.shape
         # a ~ Laplace(mu, s): a = mu + s * sign(u) * -log(1 - |u|), u uniform in (-1, 1).
-        u = self._uniform(running, 1 if self.shared else k, a)
         draw = (-u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-6))).to(mean.device)
         sample = mean + log_scale.exp() * draw
         log_prob = chunk_log_prob(sample, mean, log_scale, self.shared)
@@ -180,25 +190,35 @@ class Explorer:
                 sample.cpu(),
                 log_prob.cpu(),
                 rows,
+                np.full(len(rows), len(self.rows)),
             )
         )
-        chunks = np.zeros((len(running), k, a), np.float32)
         chunks[rows] = sample.clamp(-1, 1).cpu().numpy()
         return chunks
 
-    def _uniform(self, running: np.ndarray, k: int, a: int) -> torch.Tensor:
-        """(b, k, a) in (-1, 1) for the b running slots.
-        Drawn on the processor: the same noise for a seed whatever the device."""
-        if not self.held:
-            return 2 * torch.rand((int(running.sum()), k, a), generator=self.generator) - 1
-        if self._first is None:
-            self._first = 2 * torch.rand((len(running), k, a), generator=self.generator) - 1
-            self._first[1::2] = -self._first[: len(running) - 1 : 2]
-        return self._first[torch.from_numpy(running)]
+    def _uniform(self, running: np.ndarray, k: int) -> torch.Tensor:
+        """(b, k, A) in (-1, 1) for the b running slots.
+
+        Drawn on the processor: the same noise for a seed whatever the device. Drawn for the slots
+        of all processes, of which each takes its own: the same noise for any number of them. (So
+        all must come here equally often; where the noise is held, once.)"""
+        own = processes.slots_of(processes.rank(), len(running), self.together)[running]
+        if self.held:
+            if self._first is None:
+                count = len(running) * processes.world()
+                self._first = self._draw(count, k)
+                self._first[1::2] = -self._first[: count - 1 : 2]
+            return self._first[own]
+        everywhere = processes.over_slots(running, self.together)
+        draws = self._draw(int(everywhere.sum()), k)
+        return draws[everywhere.cumsum()[own] - 1]
+
+    def _draw(self, count: int, k: int) -> torch.Tensor:
+        return 2 * torch.rand((count, k, ACTION_DIM), generator=self.generator) - 1
 
     def finish(self, returns, success, mean_success: float, decisions: int) -> Rollouts:
         columns = list(zip(*self.rows, strict=True))
-        image, state, member = (np.concatenate(columns[i]) for i in (0, 1, 5))
+        image, state, member, decision = (np.concatenate(columns[i]) for i in (0, 1, 5, 6))
         tokens, sample, log_prob = (torch.cat(columns[i]) for i in (2, 3, 4))
         return Rollouts(
             image,
@@ -207,6 +227,7 @@ class Explorer:
             sample,
             log_prob,
             member,
+            decision,
             returns,
             success,
             mean_success,
@@ -225,8 +246,10 @@ class LateExplorer(Explorer):
 
     def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
         if self.decision == 0:
-            draws = torch.rand(len(running), generator=self.generator).numpy()
+            everywhere = len(running) * processes.world()
+            draws = processes.share(torch.rand(everywhere, generator=self.generator).numpy())
             self.begins = draws * self.horizon / 2
+            self._uniform(running, 1)  # drawn now, in all processes, whenever it is needed
         late = running & (self.begins <= self.decision)
         self.decision += 1
         chunks = self.policy.act(observation, running)
@@ -236,13 +259,18 @@ class LateExplorer(Explorer):
         return chunks
 
 
-def _to_the_end(env, observation, act, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _to_the_end(
+    env, observation, act, count: int, together: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Step until all are done;
-    (success at the stop (count,), reward there (count,), decisions taken (count,))."""
+    (success at the stop (count,), reward there (count,), decisions taken (count,)).
+
+    together: decisions in which `act` needs every process, so that none may stop before."""
+    together = together if processes.world() > 1 else 0
     success, reward = np.zeros(count, bool), np.zeros(count, np.float32)
     length = np.zeros(count, np.int64)
     step = 0
-    while not env.done.all():
+    while step < together or not env.done.all():
         running = ~env.done[:count]
         observation, rewards, terminations, _, _ = env.step(act(observation, step))
         success |= running & terminations[:count]
@@ -258,12 +286,11 @@ def plain_rollouts(
     """The paper's rollouts: N from each of the G starts, every decision drawn,
     independent noise over the chunk."""
     n, groups = config.rollouts, len(starts)
-    explorer = Explorer(policy, config.noise, shared=False, generator=generator)
+    explorer = Explorer(policy, config.noise, shared=False, generator=generator, together=n)
     observation, _ = env.reset(options={"starts": [s for s in starts for _ in range(n)]})
-    success, reward, length = _to_the_end(
-        env, observation, lambda o, _: explorer.act(o, ~env.done), groups * n
-    )
-    returns = _returns(success, reward, length, env.config.horizon, config)
+    act, horizon = lambda o, _: explorer.act(o, ~env.done), env.config.horizon
+    success, reward, length = _to_the_end(env, observation, act, groups * n, together=horizon)
+    returns = _returns(success, reward, length, horizon, config)
     shape = (groups, n)
     return explorer.finish(
         returns.reshape(shape), success.reshape(shape), math.nan, int(length.sum())
@@ -297,12 +324,16 @@ def branch_rollouts(
         return policy.act(observation, ~env.done)
 
     trunk_success, _, trunk_length = _to_the_end(env, observation, remember_and_act, groups)
-    fraction = torch.rand(groups, generator=generator).numpy()
+    everywhere = groups * processes.world()
+    fraction = processes.share(torch.rand(everywhere, generator=generator).numpy())
     t0 = np.minimum((fraction * trunk_length).astype(np.int64), trunk_length - 1)
 
-    explorer = Explorer(policy, config.noise, True, generator, config.held)
+    explorer = Explorer(policy, config.noise, True, generator, config.held, together=n)
     states = [trail[g][t0[g]] for g in range(groups) for _ in range(n)]
-    success, reward, length = play_branches(env, states, explorer.act, config.branch, policy)
+    noisy = min(config.branch, env.config.horizon)
+    success, reward, length = play_branches(
+        env, states, explorer.act, noisy, policy, together=0 if config.held else noisy
+    )
     returns = _returns(success, reward, length + t0.repeat(n), env.config.horizon, config)
     shape = (groups, n)
     return explorer.finish(
@@ -314,16 +345,16 @@ def branch_rollouts(
 
 
 def play_branches(
-    env, states: list, noisy, decisions: int, policy: Policy
+    env, states: list, noisy, decisions: int, policy: Policy, together: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """From each of B states: `noisy` chunks in the first decisions, then the mean policy;
-    (success, reward, length) as `_to_the_end`."""
+    (success, reward, length), and `together`, as `_to_the_end`."""
     observation = env.set_states(states)
 
     def noise_first(observation: dict, step: int) -> np.ndarray:
         return (noisy if step < decisions else policy.act)(observation, ~env.done)
 
-    return _to_the_end(env, observation, noise_first, len(states))
+    return _to_the_end(env, observation, noise_first, len(states), together)
 
 
 def _returns(success, reward, length, horizon: int, config: LoopConfig) -> np.ndarray:
@@ -334,7 +365,64 @@ def _returns(success, reward, length, horizon: int, config: LoopConfig) -> np.nd
     return (reward * discount).astype(np.float32)
 
 
+def everyones(own: Rollouts) -> Rollouts:
+    """The rollouts of all processes from those of this one, as one process would have recorded
+    them: the rows by decision, then by member."""
+    if processes.world() == 1:
+        return own
+    parts = processes.each(own)
+    n = own.returns.shape[1]
+    member = np.concatenate(
+        [processes.slots_of(r, p.returns.size, n)[p.member] for r, p in enumerate(parts)]
+    )
+    decision = np.concatenate([p.decision for p in parts])
+    order = np.lexsort((member, decision))
+    arrays = {
+        name: np.concatenate([getattr(p, name) for p in parts])[order]
+        for name in ("image", "state")
+    }
+    tensors = {
+        name: torch.cat([getattr(p, name) for p in parts])[torch.from_numpy(order)]
+        for name in ("tokens", "sample", "log_prob")
+    }
+    groups = {  # process r has the groups r, r + W ...
+        name: np.stack([getattr(p, name) for p in parts], axis=1).reshape(-1, n)
+        for name in ("returns", "success")
+    }
+    return Rollouts(
+        **arrays,
+        **tensors,
+        **groups,
+        member=member[order],
+        decision=decision[order],
+        mean_success=float(np.mean([p.mean_success for p in parts])),
+        decisions=sum(p.decisions for p in parts),
+    )
+
+
 # ------------------------------------------------------------------------------------------- update
+
+
+def minibatch_loss(
+    policy: Policy,
+    rollouts: Rollouts,
+    advantage: torch.Tensor,
+    mb: torch.Tensor,
+    config: LoopConfig,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """`clipped_loss` of the rows mb (B,) of the rollouts, and the mean "scale" of the policy."""
+    device = device_of(policy)
+    at = mb.numpy()  # numpy would take a tensor of one row for a number, and drop the dimension
+    mean, log_scale = policy.distribution(
+        to_float(torch.from_numpy(rollouts.image[at]).to(device)),
+        torch.from_numpy(rollouts.state[at]).to(device),
+        rollouts.tokens[mb].to(device),
+    )
+    drawn, wide = rollouts.sample[mb].to(device), log_scale + math.log(config.noise)
+    new = chunk_log_prob(drawn, mean, wide, shared=config.branch > 0)
+    old, advantage = rollouts.log_prob[mb].to(device), advantage[mb].to(device)
+    loss, info = clipped_loss(new, old, advantage, config.clip)
+    return loss, info | {"scale": log_scale.detach().exp().mean().item()}
 
 
 def update(
@@ -358,29 +446,24 @@ def update(
         "success": float(rollouts.success.mean()),
         "mean_policy_success": rollouts.mean_success,
     }
-    shared, device = config.branch > 0, device_of(policy)
     infos: list[dict] = []
+    trained = [p for p in policy.parameters() if p.requires_grad]
     # Without any signal no step is made:
     # Adam's momentum of earlier iterations must not move weights.
     for epoch in range(config.epochs if len(rows) else 0):
         order = rows[torch.randperm(len(rows), generator=generator)]
         for mb in order.split(config.minibatch):
-            mean, log_scale = policy.distribution(
-                to_float(torch.from_numpy(rollouts.image[mb]).to(device)),
-                torch.from_numpy(rollouts.state[mb]).to(device),
-                rollouts.tokens[mb].to(device),
-            )
-            new = chunk_log_prob(
-                rollouts.sample[mb].to(device), mean, log_scale + math.log(config.noise), shared
-            )
-            loss, info = clipped_loss(
-                new, rollouts.log_prob[mb].to(device), advantage[mb].to(device), config.clip
-            )
+            own = processes.share(mb)
+            weight = len(own) / len(mb)
+            # Without a row of its own a process takes any, with weight 0: all make the same steps.
+            own = own if len(own) else mb[:1]
+            loss, info = minibatch_loss(policy, rollouts, advantage, own, config)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (weight * loss).backward()
+            info = {name: weight * x for name, x in info.items()}
+            infos.append(processes.add_up(trained, info))
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
-            infos.append(info | {"scale": log_scale.detach().exp().mean().item()})
         if (
             infos
             and np.mean([i["kl"] for i in infos[-max(1, len(infos) // (epoch + 1)) :]])
@@ -427,10 +510,11 @@ def loop(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(policy.parameter_groups(config.learning_rate, config.adapter_rate))
     rollout = branch_rollouts if config.branch else plain_rollouts
+    processes.equalize([p for p in policy.parameters() if p.requires_grad])
     policy.eval()
     for iteration in range(config.iterations):
-        starts = draw_starts(iteration, config.groups)
-        rollouts = rollout(env, policy, starts, config, generator)
+        starts = processes.share(draw_starts(iteration, config.groups))
+        rollouts = everyones(rollout(env, policy, starts, config, generator))
         metrics = update(policy, optimizer, rollouts, config, generator)
         metrics |= {"decisions": rollouts.decisions}
         if on_iteration is not None and on_iteration(iteration, metrics):

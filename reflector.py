@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import processes
 from fit import device_of
 from instructions import INSTRUCTIONS
 from policy import random_shift
@@ -159,10 +160,11 @@ def _augment(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     The reflector is trained on real frames but judges imagined ones; these are the artefacts of the
     small simulator.
     """
-    b = len(frames)
     frames, moved = random_shift(frames, 3)
-    noise, light = torch.rand(2, b, 1, 1, 1, device=frames.device)
-    return frames + 0.04 * noise * torch.randn_like(frames) + 0.1 * (light - 0.5), moved
+    rows = len(frames) * processes.world()  # drawn for those of all processes
+    noise, light = map(processes.share, torch.rand(2, rows, 1, 1, 1, device=frames.device))
+    grain = processes.share(processes.all_rows_like(frames).normal_())
+    return frames + 0.04 * noise * grain + 0.1 * (light - 0.5), moved
 
 
 def reflector_frames(images: np.ndarray, t: int) -> np.ndarray:
@@ -218,7 +220,7 @@ def judge_episodes(reflector: Reflector, episodes) -> list[np.ndarray]:
     """R of every frame after the first of every episode: arrays (T,) float32
     (a stop is only possible after a decision)."""
     curves = []
-    for episode in episodes:
+    for episode in processes.share(episodes):
         frames = torch.from_numpy(
             np.stack([reflector_frames(episode.image, t) for t in range(1, len(episode) + 1)])
         )
@@ -226,7 +228,7 @@ def judge_episodes(reflector: Reflector, episodes) -> list[np.ndarray]:
         curves.append(
             reflector.reward(frames, tokens, torch.from_numpy(episode.state[1:])).cpu().numpy()
         )
-    return curves
+    return processes.gather(curves)
 
 
 def calibrate_probabilities(reflector: Reflector, episodes) -> None:

@@ -13,7 +13,8 @@
         report.md, report.html    the same in one page with its pictures
 
 Every file is written whole or not at all (temporary file, flush, rename), so a killed run resumes
-after its last stage.
+after its last stage. Of several processes the main one writes, and all read: where they are on many
+machines, the folder is on a disk that these share.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 
 from torch import nn
 
+import processes
 from camera import Camera
 from demos import write_atomically
 from fit import FitConfig
@@ -96,6 +98,13 @@ class RunConfig:
     def rl(self) -> LoopConfig:
         """The settings of LOOP where this run plays it."""
         return self.real_loop if self.rl_env == "real" else self.loop
+
+    @property
+    def shared(self) -> dict[str, int]:
+        """What several processes divide evenly: batches, groups of LOOP, environments."""
+        fits = ("sft", "filtered_bc", "kinematics_fit", "simulator_fit", "reflector_fit")
+        batches = {f"batch of {name}": getattr(self, name).batch for name in fits}
+        return {**batches, "groups": self.rl.groups, "slots": self.slots}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", check_tasks(self.tasks))
@@ -228,8 +237,8 @@ def paper_scale() -> RunConfig:
     simulator's training, from counted operations (1.6 TFLOP for an action, 25 for a reward, 6 for a
     decision's gradient) at a sustained 100 TFLOP/s: SFT 1.5 hours, reflector 2, RL 5, evaluation 2.
 
-    # DEVIATION: the paper trains on 8 GPUs for 48 hours; here one process computes on one device;
-    #   because that is the loop that every preset shares.
+    # DEVIATION: the paper trains on 8 GPUs for 48 hours; here all is estimated for one (8 processes
+    #   can share the preset: processes.py, launch/fsdp.yaml; not run); because no GPU was at hand.
     """
     base = preset("gpu")
     plain = replace(
@@ -361,8 +370,11 @@ def save_part(path: Path, part: nn.Module, description: dict) -> None:
     """Write weights and description (settings, JSON) to one safetensors file, atomically."""
     from safetensors.torch import save
 
+    state = {name: processes.whole(tensor) for name, tensor in part.state_dict().items()}
+    if not processes.is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous().clone() for name, tensor in part.state_dict().items()}
+    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     metadata = {"description": json.dumps(_used(description))}
     write_atomically(path, save(tensors, metadata=metadata))
 
@@ -494,18 +506,25 @@ class Run:
         return cls(Path(folder), config_from_json(path.read_text()))
 
     def finish_stage(self, name: str, seconds: float, cpu: float, result: dict) -> None:
-        """Record a stage as done: what it gave, its seconds and its processor seconds."""
+        """Record a stage as done: what it gave, its seconds and its processor seconds (these, and
+        the memory, summed over processes). All processes wait here for the main one's files."""
         from evaluate import peak_memory_gib
 
+        peak, cpu = processes.total(peak_memory_gib()), processes.total(cpu)
         # The stage's own time goes last: the result of a fit brings a "seconds" too,
         # that of its steps alone.
-        entry = {**result, "seconds": round(seconds, 1), "peak_gib": round(peak_memory_gib(), 2)}
+        entry = {**result, "seconds": round(seconds, 1), "peak_gib": round(peak, 2)}
         entry["ledger"] = {**result.get("ledger", {}), "cpu_seconds": round(cpu)}
         self.stages[name] = entry
-        write_atomically(self.folder / "stages.json", json.dumps(self.stages, indent=1).encode())
+        if processes.is_main():
+            text = json.dumps(self.stages, indent=1)
+            write_atomically(self.folder / "stages.json", text.encode())
+        processes.wait()
 
     def log(self, **values) -> None:
         """Append one line to metrics.jsonl."""
+        if not processes.is_main():
+            return
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
 

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import processes
 from album import Album
 from camera import Camera
 from fit import bf16_autocast, device_of
@@ -246,16 +247,19 @@ class Simulator(nn.Module):
         target = F.pixel_unshuffle(self.config.change_scale * change, self.config.fold)
         # Most of the batch at the noisiest time, where one-step sampling lives; the rest anywhere.
         # There x_tau is nothing but noise, and its mean, 0, says as much: no noise to see through.
-        b = len(target)
-        time = torch.randint(0, 1000, (b,), device=target.device)
-        noisiest = round(self.config.noisiest * b)
+        # All is drawn for the rows of all processes; each takes its own.
+        rows = len(target) * processes.world()
+        time = torch.randint(0, 1000, (rows,), device=target.device)
+        noisiest = round(self.config.noisiest * rows)
         time[:noisiest] = 999
-        noise = torch.randn_like(target)
+        noise = processes.all_rows_like(target).normal_()
         noise[:noisiest] = 0
+        time, noise = processes.share(time), processes.share(noise)
         noisy = self.scheduler.add_noise(target, noise, time)
         if self.training:  # imagined memories are never perfect: train on slightly wrong ones
-            amount = 0.04 * torch.rand(b, 1, 1, 1, 1, device=memory.device)
-            memory = memory + amount * (torch.rand_like(memory) - 0.5)
+            amount = 0.04 * processes.share(torch.rand(rows, 1, 1, 1, 1, device=memory.device))
+            grain = processes.share(processes.all_rows_like(memory).uniform_())
+            memory = memory + amount * (grain - 0.5)
         tokens = self.reference_tokens(memory[:, -1])
         predicted = self._denoise(
             noisy, time, memory, batch["state"], batch["next_state"], batch["action"], tokens,

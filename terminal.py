@@ -28,6 +28,8 @@ except ImportError as missing:
     )
     raise SystemExit(2) from None
 
+import processes
+
 if TYPE_CHECKING:
     from runs import Run
 
@@ -84,11 +86,12 @@ class OneLineErrors(TyperGroup):
             line = explain(error)
             if line is None or os.environ.get("WORLDENV_TRACEBACK") == "1":
                 raise
-            print(f"error: {' '.join(line.split())}", file=sys.stderr)
-            sys.exit(2)
+            line = processes.last_words(" ".join(line.split()))
+            print(f"error: {line}", file=sys.stderr)
+            processes.leave(2)
         if code == INTERRUPTED:
             print("interrupted; run the same command again to resume", file=sys.stderr)
-        sys.exit(code or 0)
+        processes.leave(code or 0)
 
 
 # ------------------------------------------------------------------------------------------- output
@@ -200,12 +203,13 @@ class StageDisplay:
         from rich import progress
 
         self.run, self.coming = run, list(stages)
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(soft_wrap=True, highlight=False, quiet=not processes.is_main())
         self.bars = progress.Progress(
             progress.TextColumn("{task.description:10}"), progress.BarColumn(),
             progress.MofNCompleteColumn(), progress.TimeElapsedColumn(),
             progress.TextColumn("left"), progress.TimeRemainingColumn(),
-            console=self.console, transient=True, disable=not self.console.is_terminal,
+            console=self.console, transient=True,
+            disable=self.console.quiet or not self.console.is_terminal,
         )  # fmt: skip
         self.bar = None
         self.last_line = time.time()

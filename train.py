@@ -18,6 +18,9 @@ number of new episodes, and imitation, simulator, reflector and LOOP go on with 
 #   episodes; because they are paid for, and what LOOP adds to it is then what the dream is worth.
 
 A stage that is finished is skipped, so a run that was killed goes on where it stopped.
+
+Several processes (processes.py) go through all stages side by side and hold the same everywhere;
+what fits and plays is divided inside, and the main process writes.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ import numpy as np
 import torch
 
 import demos
+import processes
 from camera import Camera
 from demos import Episode, play
 from dreams import OwnRollouts, dream_along
@@ -135,17 +139,17 @@ class RealWorkers:
 
     def open(self) -> VecRealEnv:
         if self.env is None:
-            self.env = VecRealEnv(self.config.slots, self.config.env)
+            self.env = VecRealEnv(self.config.slots // processes.world(), self.config.env)
         return self.env
 
     def count(self) -> dict[str, int]:
-        """Real episodes and steps since the last call."""
+        """Real episodes and steps since the last call, of all processes."""
         env = self.env
         if env is None:
             return {"real_episodes": 0, "real_steps": 0}
         spent = {"real_episodes": env.real_resets, "real_steps": env.real_steps}
         env.real_resets = env.real_steps = 0
-        return spent
+        return {name: processes.total(count) for name, count in spent.items()}
 
 
 def _offset(config: RunConfig) -> int:
@@ -172,14 +176,14 @@ def stage_demos(run: Run, real: RealWorkers, progress) -> dict:
     config = run.config
     env = real.open()
     episodes = demos.collect_expert(env, config.tasks, config.demos, _offset(config))
-    if run.episodes_folder.exists():  # left by a run that was killed inside this stage
+    if processes.is_main():
         for path in run.episodes_folder.glob("episode_*.safetensors"):
-            path.unlink()
-    demos.save(run.episodes_folder, episodes, config.env, env.camera)
-    pictures = run.folder / "pictures"
-    pictures.mkdir(exist_ok=True)
-    first = [next(e for e in episodes if e.task == task) for task in config.tasks]
-    demos.write_png(pictures / "demonstrations.png", demos.contact_sheet(first))
+            path.unlink()  # left by a run that was killed inside this stage
+        demos.save(run.episodes_folder, episodes, config.env, env.camera)
+        pictures = run.folder / "pictures"
+        pictures.mkdir(exist_ok=True)
+        first = [next(e for e in episodes if e.task == task) for task in config.tasks]
+        demos.write_png(pictures / "demonstrations.png", demos.contact_sheet(first))
     return {
         "line": f"{len(episodes)} expert episodes of {len(config.tasks)} tasks",
         "ledger": {
@@ -196,6 +200,8 @@ def stage_sft(run: Run, real: RealWorkers, progress) -> dict:
     policy = Policy(config.policy).to(run.device)
     policy.hand.look_through(camera)
     policy.set_state_statistics(np.concatenate([e.state for e in demonstrations]))
+    if config.policy.backbone == "pretrained":
+        processes.shard(policy)
     sample = imitation_batches(demonstrations, config.sft.batch, config.seed)
     result = fit(policy, sample, config.sft, lambda s, loss, m: progress(s, config.sft.steps, m))
     save_part(run.checkpoint("sft"), policy, asdict(config.policy))
@@ -212,19 +218,21 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
         for name, stage in run.stages.items()
         if round_of(name)[0] == "explore"
     )
-    # More than that was left by a run that was killed inside this stage: begin again.
-    for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[earlier:]:
-        path.unlink()
     generator = torch.Generator().manual_seed(100 * config.seed + number)
     count = config.exploration if number == 1 else config.round_exploration
     used = 0 if number == 1 else config.exploration + (number - 2) * config.round_exploration
     starts = test_starts(config.tasks, count, "explore", _offset(config) + used)
     env, episodes = real.open(), []
-    for first in range(0, len(starts), env.num_envs):
+    slots = env.num_envs * processes.world()
+    for first in range(0, len(starts), slots):
         explorer = LateExplorer(policy, config.exploration_noise, env.config.horizon, generator)
-        some = starts[first : first + env.num_envs]
+        some = starts[first : first + slots]
         episodes += play(env, some, explorer.act, "exploration", DECISIONS_AFTER_SUCCESS)
-    demos.save(run.episodes_folder, episodes, config.env, real.open().camera)
+    if processes.is_main():
+        # More than that was left by a run that was killed inside this stage.
+        for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[earlier:]:
+            path.unlink()
+        demos.save(run.episodes_folder, episodes, config.env, env.camera)
     rate = np.mean([e.succeeded for e in episodes])
     spent = real.count()
     return {
@@ -245,6 +253,8 @@ def stage_filtered_bc(run: Run, real: RealWorkers, progress, number: int = 1) ->
     demonstrations, exploration, _ = sources(run)
     good = [episode for episode in exploration if episode.succeeded]
     policy = run.policy("sft" if number == 1 else "policy")
+    if config.policy.backbone == "pretrained":
+        processes.shard(policy)
     settings = config.filtered_bc
     sample = imitation_batches(demonstrations + good, settings.batch, config.seed + 499 + number)
     result = fit(policy, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
@@ -293,7 +303,7 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
         f"{card['copy_psnr_last']:.1f}), "
         f"hand {card['hand_mm']:.0f} mm off, {card['hand_mm_last']:.0f} at the end"
     )
-    ledger = {"imagined_frames": world.imagined_frames + judged.imagined_frames}
+    ledger = {"imagined_frames": processes.total(world.imagined_frames + judged.imagined_frames)}
     return {"line": line, "ledger": ledger, **result, **card}
 
 
@@ -316,7 +326,8 @@ def _refresh(fit: FitConfig) -> FitConfig:
 
 def open_loop(run: Run, simulator: Simulator, slots: int) -> WorldEnv:
     """A dream for `dream_along`: it continues real episodes, and nothing stops it."""
-    return WorldEnv(simulator, _NoReflector(), {}, slots, run.config.env, run.config.seed)
+    seed = run.config.seed + 1000 * processes.rank()
+    return WorldEnv(simulator, _NoReflector(), {}, slots, run.config.env, seed)
 
 
 class _NoReflector:
@@ -333,7 +344,10 @@ def _dream_strips(run: Run, world: WorldEnv, episodes: list[Episode]) -> None:
     above the real episode, below the dream of the same actions."""
     first = [next((e for e in episodes if e.task == task), None) for task in run.config.tasks]
     chosen = [e for e in first if e is not None]
-    for episode, dream in zip(chosen, dream_along(world, chosen), strict=True):
+    dreams = dream_along(world, chosen)
+    if not processes.is_main():
+        return
+    for episode, dream in zip(chosen, dreams, strict=True):
         both = np.concatenate([episode.image, dream.image], axis=1)  # (T+1, 2H, W, 3)
         picks = np.linspace(0, len(both) - 1, 10).round().astype(int)
         strip = np.concatenate(list(both[picks]), axis=1)
@@ -373,7 +387,7 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
         f"false stops in {card['reflector_false_stops']:.0%} of episodes, "
         f"recall {card['recall_at_success']:.0%}, threshold {card['threshold']:.2f}"
     )
-    ledger = {"imagined_frames": world.imagined_frames}
+    ledger = {"imagined_frames": processes.total(world.imagined_frames)}
     cards = {**_finite(card), "generated": _finite(generated)}
     return {"line": line, "ledger": ledger, **result, **cards}
 
@@ -393,7 +407,8 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         demonstrations, exploration, camera = sources(run)
         parts = run.simulator(camera), run.reflector()
         known = start_frames(demonstrations + (exploration if config.extra_data else []))
-        env = WorldEnv(*parts, known, config.slots, config.env, config.seed)
+        seed = config.seed + 1000 * processes.rank()  # noise of their own, should frames be drawn
+        env = WorldEnv(*parts, known, config.slots // processes.world(), config.env, seed)
         draw = _known_starts(config, known)
         if config.probes:
             gauge = _gauge(run, parts, real, demonstrations, exploration)
@@ -436,7 +451,8 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     line += f"; {result['warning']}" if result.get("warning") else ""
     ledger = {f"{who}_episodes": spent["real_episodes"], f"{who}_steps": spent["real_steps"]}
     if config.rl_env == "dream":
-        ledger["imagined_frames"] = env.imagined_frames + (gauge.imagined_frames if gauge else 0)
+        looks = gauge.imagined_frames if gauge else 0
+        ledger["imagined_frames"] = processes.total(env.imagined_frames) + looks
     return {"line": line, "ledger": ledger, **result}
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from camera import Camera
 from libero_env import LiberoEnv
 from libero_tasks import LIBERO_INSTRUCTIONS
+from processes import own_cores
 from render import choose_backend
 from tasks import DEFAULT_SUITE, SPLITS, ChunkedEnv, EnvConfig, RealEnv, Start, spaces
 
@@ -120,7 +121,7 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
 
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
-        for _ in range(min(workers or len(os.sched_getaffinity(0)), num_envs)):
+        for _ in range(min(workers or own_cores(), num_envs)):
             ours, theirs = context.Pipe()
             process = context.Process(target=_worker, args=(theirs, self.config), daemon=True)
             process.start()

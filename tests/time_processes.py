@@ -1,0 +1,80 @@
+"""Seconds that the costly work of the `cpu` preset takes, in one process or shared by several.
+
+    OMP_NUM_THREADS=2 python tests/time_processes.py
+    accelerate launch --config_file launch/cpu.yaml --num_processes 2 tests/time_processes.py
+
+prints steps of imitation, steps of the simulator, and dreams, each timed after a first round that
+is not. On a machine that does other things too, alternate the two and compare them in pairs.
+"""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+import processes
+from camera import Camera
+from demos import Episode
+from dreams import dream_along
+from fit import fit
+from policy import Policy, imitation_batches
+from runs import preset
+from simulator import Simulator, transition_batches
+from train import _NoReflector
+from worldenv import WorldEnv
+
+
+def recorded(seed: int, length: int = 10) -> Episode:
+    rng = np.random.default_rng(seed)
+    return Episode(
+        image=rng.integers(0, 256, (length + 1, 64, 64, 3), dtype=np.uint8),
+        state=rng.random((length + 1, 4), dtype=np.float32),
+        action=rng.uniform(-1, 1, (length, 4, 4)).astype(np.float32),
+        success=np.zeros(length + 1, np.uint8),
+        task="reach",
+        instruction="reach the goal",
+        seed=seed,
+        source="expert",
+    )
+
+
+def timed(work) -> dict[str, float]:
+    """Seconds of `work()` until all processes are through, after one round to warm up; and the
+    processor's seconds, summed over processes, which other programs disturb less."""
+    for _ in range(2):
+        processes.wait()
+        started, used = time.time(), time.process_time()
+        work()
+        used = time.process_time() - used
+        processes.wait()
+    return {"wall": round(time.time() - started, 2), "cpu": round(processes.total(used), 2)}
+
+
+if __name__ == "__main__":
+    config = preset("cpu")
+    processes.start("cpu", config.shared)
+    episodes = [recorded(seed) for seed in range(16)]
+    camera = Camera((0.0, 0.0, 1.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, 64)
+    policy, simulator = Policy(config.policy), Simulator(config.simulator, camera)
+    simulator.album.fill(episodes)
+    simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
+    world = WorldEnv(simulator, _NoReflector(), {}, 16 // processes.world(), config.env)
+    pictures, moves = replace(config.simulator_fit, steps=8), replace(config.sft, steps=20)
+    seconds = {
+        "sft": timed(lambda: fit(policy, imitation_batches(episodes, moves.batch, 0), moves)),
+        "simulator": timed(
+            lambda: fit(simulator, transition_batches(episodes, pictures.batch, 0), pictures)
+        ),
+        "dreams": timed(lambda: dream_along(world, episodes)),
+    }
+    if processes.is_main():
+        print(
+            json.dumps({"world": processes.world(), "threads": torch.get_num_threads(), **seconds})
+        )
+    processes.leave(0)
