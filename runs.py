@@ -18,6 +18,7 @@ after its last stage.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -28,9 +29,10 @@ from torch import nn
 from camera import Camera
 from demos import write_atomically
 from fit import FitConfig
+from latents import check_models
 from policy import Policy, PolicyConfig
 from ppo import LoopConfig
-from pretrained import PretrainedConfig, check
+from pretrained import PretrainedConfig, check, check_room, memory_needed, weight_files
 from reflector import Reflector, ReflectorConfig
 from simulator import Simulator, SimulatorConfig
 from tasks import DEFAULT_SUITE, EnvConfig, check_tasks
@@ -117,8 +119,8 @@ class RunConfig:
 
 def preset(name: str) -> RunConfig:
     """`cpu` (default: the reported runs), `debug` (everything tiny: the whole loop in a minute),
-    `gpu` (larger, still from scratch: it needs no download and no licence), `paper` (`paper_scale`:
-    pretrained models and the paper's hyperparameters)."""
+    `gpu` (`gpu_scale`: larger, still from scratch), `paper` (`paper_scale`: pretrained models and
+    the paper's hyperparameters)."""
     if name == "cpu":
         return RunConfig()
     if name == "debug":
@@ -143,17 +145,29 @@ def preset(name: str) -> RunConfig:
             real_loop=LoopConfig(iterations=2, groups=2, rollouts=4),
         )
     if name == "gpu":
-        base = RunConfig()
-        return replace(
-            base,
-            simulator=SimulatorConfig(fold=2, channels=(128, 256, 384)),
-            simulator_fit=replace(base.simulator_fit, steps=20_000, batch=128),
-            reflector=ReflectorConfig(width=256),
-            loop=replace(base.loop, iterations=60, groups=64),
-        )
+        return gpu_scale()
     if name == "paper":
         return paper_scale()
     raise ValueError(f"unknown preset {name!r}; expected cpu, debug, gpu or paper")
+
+
+def gpu_scale() -> RunConfig:
+    """One consumer or Colab GPU: larger, still from scratch. It needs no download and no licence.
+
+    ESTIMATE, counted and not measured on a GPU. Memory: a row of the simulator's training keeps
+    67 MB in float32, a batch 8.6 GB, weights with gradient, Adam's state and average 0.9 GB: a GPU
+    of 12 GB, with bfloat16 of 8. Time: 102 PFLOP to train the simulator (40 GFLOP a row) and 12 to
+    dream in RL, 3 hours at a sustained 10 TFLOP/s, 8 at a T4's 4; the real episodes, the policy
+    and the reflector, as in the preset `cpu`, about one hour more.
+    """
+    base = RunConfig()
+    return replace(
+        base,
+        simulator=SimulatorConfig(fold=2, channels=(128, 256, 384)),
+        simulator_fit=replace(base.simulator_fit, steps=20_000, batch=128),
+        reflector=ReflectorConfig(width=256),
+        loop=replace(base.loop, iterations=60, groups=64),
+    )
 
 
 def paper_scale() -> RunConfig:
@@ -164,12 +178,18 @@ def paper_scale() -> RunConfig:
     penalty. Read into it: "batch 4" is four decisions per optimizer step; a step of RL has 8 starts
     (one for each of its GPUs) and makes 1 pass over their decisions. What differs further: policy
     Qwen2.5-VL (7 B), reflector LLaVA 1.5 (7 B), pictures of 128 pixels that are enlarged to the
-    models' 224 and 336, RL from filtered BC, the stop rule, and the simulator of the preset `gpu`.
+    models' 224 and 336, RL from filtered BC, the stop rule. The simulator works on Stable
+    Diffusion's latents, 16 x 16 of them, and begins at its U-Net, which knows pictures and no
+    films; CLIP ViT-L and VGGT (without its package: Depth Anything V2 Large) read the first frame.
 
-    ESTIMATE, nothing of it measured. Memory: weights in bfloat16 17 GB (policy) and 14 GB
-    (reflector), adapters with Adam's state 2 GB, activations 5 GB: a GPU of 48 GB. Time without the
-    simulator's training, from counted operations (1.6 TFLOP for an action, 25 for a reward, 6 for a
-    decision's gradient) at a sustained 100 TFLOP/s: SFT 1.5 hours, reflector 2, RL 5, evaluation 2.
+    ESTIMATE, nothing of it measured. Memory in RL: weights in bfloat16 17 GB (policy) and 14 GB
+    (reflector), adapters with Adam's state 2 GB, activations 5 GB, the simulator's weights 6 GB
+    (8 with VGGT): 44 to 46 GB, so a GPU of 48 GB is full and one of 80 GB has room. To train the
+    simulator: U-Net with gradient, Adam's state and average 17 GB, frozen models 3 to 5 GB, a batch
+    5 GB. Time from counted operations (1.6 TFLOP for an action, 25 for a reward, 6 for a decision's
+    gradient, 0.7 for a dreamt frame or a row of the simulator's training, most of it the
+    autoencoder's) at a sustained 100 TFLOP/s: SFT 1.5 hours, simulator 2, reflector 2, RL 5,
+    evaluation 2.
 
     # DEVIATION: the paper trains on 8 GPUs for 48 hours; here one process computes on one device;
     #   because that is the loop that every preset shares.
@@ -187,15 +207,25 @@ def paper_scale() -> RunConfig:
         policy=PolicyConfig(size=size, hidden=1024),
         sft=FitConfig(steps=10_000, batch=8),
         filtered_bc=FitConfig(steps=2000, batch=8),
-        simulator=replace(base.simulator, size=size, fold=4),
+        simulator=SimulatorConfig(size=size),
+        simulator_fit=replace(base.simulator_fit, batch=32),
         reflector=ReflectorConfig(size=size, threshold=0.5),
         reflector_fit=FitConfig(steps=2000, batch=64, learning_rate=1e-3),
         loop=plain,
         real_loop=plain,
     )
     config = with_pretrained(config, "Qwen/Qwen2.5-VL-7B-Instruct")
-    return replace(
+    config = replace(
         config, reflector=replace(config.reflector, pretrained=frozen("llava-hf/llava-1.5-7b-hf"))
+    )
+    has_vggt = importlib.util.find_spec("vggt") is not None
+    depth = "depth-anything/Depth-Anything-V2-Large-hf"
+    return with_simulator_models(
+        config,
+        "autoencoder=stabilityai/sd-vae-ft-mse,"
+        "unet=stable-diffusion-v1-5/stable-diffusion-v1-5/unet,"
+        "clip=openai/clip-vit-large-patch14,"
+        f"geometry={'facebook/VGGT-1B' if has_vggt else depth}",
     )
 
 
@@ -226,11 +256,36 @@ def with_pretrained(config: RunConfig, checkpoint: str) -> RunConfig:
     )
 
 
+def with_simulator_models(config: RunConfig, text: str) -> RunConfig:
+    """The same run with pretrained parts in its simulator, "autoencoder=ID_OR_FOLDER,...", see
+    `latents.SimulatorModels`; "" changes nothing. None of these settings has been tuned."""
+    if not text:
+        return config
+    simulator, training = config.simulator, config.simulator_fit
+    models = simulator.pretrained.named(text)
+    simulator = replace(simulator, pretrained=models)
+    if models.autoencoder:  # it folds already, and the spread of its latents is near 1
+        simulator = replace(simulator, fold=1, change_scale=1.0)
+    if models.unet:
+        training = replace(training, learning_rate=1e-4)
+    return replace(config, simulator=simulator, simulator_fit=training)
+
+
 def check_pretrained(config: RunConfig) -> RunConfig:
-    """The config, if the pretrained models that it names can be loaded here (BadCheckpoint)."""
+    """The config, if the pretrained models that it names can be loaded here, and there is memory
+    for each and, in the dream, for all of them (BadCheckpoint)."""
+    together = 0
     for part in (config.policy, config.reflector):
         if part.pretrained.checkpoint:
-            check(part.pretrained)
+            folder = check(part.pretrained)
+            together += memory_needed(weight_files(folder), part.pretrained.bf16)
+    simulator = config.simulator
+    sizes = simulator.size, simulator.fold, len(simulator.channels)
+    training, dreaming = check_models(simulator.pretrained, *sizes)
+    if training:
+        check_room("training of the simulator", training)
+    if together + dreaming:
+        check_room("policy, reflector and simulator together", together + dreaming)
     return config
 
 
@@ -308,7 +363,7 @@ def _used(description: dict) -> dict:
     before there were any have none."""
     used = {}
     for name, value in description.items():
-        if isinstance(value, dict) and value.get("checkpoint") == "":
+        if name == "pretrained" and (value.get("checkpoint") == "" or not any(value.values())):
             continue
         used[name] = _used(value) if isinstance(value, dict) else value
     return used

@@ -291,6 +291,7 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
         f"{card['copy_psnr_last']:.1f}), "
         f"hand {card['hand_mm']:.0f} mm off, {card['hand_mm_last']:.0f} at the end"
     )
+    line += f"; {simulator.begun}" if simulator.begun and number == 1 else ""
     ledger = {"imagined_frames": world.imagined_frames + judged.imagined_frames}
     return {"line": line, "ledger": ledger, **result, **card}
 

@@ -237,7 +237,7 @@ def test_statistics_stand_in_either_file(tmp_path):
     """Older processors have a file of their own, newer ones are part of processor_config.json."""
     statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": statistics}))
-    mean, std = pretrained._picture_statistics(tmp_path)
+    mean, std = pretrained.picture_statistics(tmp_path)
     assert mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3]) and std.shape == (3, 1, 1)
 
 
