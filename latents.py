@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fit import bf16_autocast
 from pretrained import (
     BadCheckpoint,
     digest,
@@ -186,7 +187,7 @@ class Frozen(nn.Module):
 
 def in_float32(x: torch.Tensor) -> torch.autocast:
     """Without the autocast to bfloat16 that training and imagination are in."""
-    return torch.autocast(x.device.type, enabled=False)
+    return bf16_autocast(x.device, wanted=False)
 
 
 def load(kind, folder: Path) -> nn.Module:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_simulator import CAMERA, CHUNK, SIZE, imagine, moving_square
+from test_simulator import CAMERA, CHUNK, SIZE, imagine, moving_square, squared_error
 
 import cli
 import latents
@@ -31,18 +31,18 @@ STATISTICS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.3, 0.25]}
 # ------------------------------------------------------------------------------- tiny checkpoints
 
 
-def tiny_autoencoder(kind: str):
+def tiny_autoencoder(kind: str, width: int = 8):
     """Three blocks, so a latent is 4 pixels wide."""
     import diffusers
 
     if kind == "AutoencoderTiny":
-        blocks, depth = (8, 8, 8), (1, 1, 1)
+        blocks, depth = (width,) * 3, (1, 1, 1)
         return diffusers.AutoencoderTiny(
             encoder_block_out_channels=blocks, decoder_block_out_channels=blocks,
             num_encoder_blocks=depth, num_decoder_blocks=depth,
         )  # fmt: skip
     return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        block_out_channels=(width,) * 3, down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4, latent_channels=CHANNELS,
         scaling_factor=0.5, shift_factor=0.1,
     )  # fmt: skip
@@ -66,11 +66,12 @@ def tiny_encoder(kind: str):
     import transformers as hf
 
     body = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    if kind == "clip":
+    if kind.startswith("clip"):
         sizes = body | {"intermediate_size": 32}
         vision = sizes | {"image_size": 32, "patch_size": 8}
         words = sizes | {"vocab_size": 50, "eos_token_id": 2}
-        return hf.CLIPModel(hf.CLIPConfig(text_config=words, vision_config=vision))
+        model = hf.CLIPModel(hf.CLIPConfig(text_config=words, vision_config=vision))
+        return model if kind == "clip" else model.vision_model
     body |= {"image_size": 224, "patch_size": 56, "mlp_ratio": 2}
     if kind == "dinov2":
         return hf.Dinov2Model(hf.Dinov2Config(**body))
@@ -89,8 +90,9 @@ def tiny_encoder(kind: str):
     )  # fmt: skip
 
 
-ENCODERS = {
-    "clip": "clip", "dinov2": "geometry", "dinov3_vit": "geometry", "depth_anything": "geometry",
+ENCODERS = {  # and the part that each can be
+    "clip": "clip", "clip_vision_model": "clip",
+    "dinov2": "geometry", "dinov3_vit": "geometry", "depth_anything": "geometry",
 }  # fmt: skip
 
 
@@ -169,19 +171,58 @@ def test_latents_are_the_autoencoders_own(hub, kind):
     assert torch.allclose(coder.decode(z[0]), back[:3], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_training_lowers_the_loss_on_latents(hub, kind):
+def test_older_names_of_attention_are_understood(hub, tmp_path):
+    """As in the files of Stable Diffusion's autoencoders: query, key, value, proj_attn."""
+    from safetensors.torch import load_file, save_file
+
+    save_tiny(tmp_path, "AutoencoderKL")
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    older, names = {}, {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for name, weight in load_file(path).items():
+        for new, old in names.items():
+            name = name.replace(f".{new}.", f".{old}.")
+        older[name] = weight
+    assert sum("proj_attn" in name for name in older) == 4
+    save_file(older, path, metadata={"format": "pt"})
+    frames = torch.rand(2, 3, SIZE, SIZE) - 0.5
+    new = Latents(str(hub["AutoencoderKL"])).encode(frames)
+    assert torch.equal(Latents(str(tmp_path)).encode(frames), new)
+
+
+def test_training_lowers_the_loss_on_latents(hub):
     """Four transitions that differ in states and action only; the autoencoder stays as it is."""
-    simulator = latent_simulator(models(hub, kind, unet="", clip="", geometry=""))
+    simulator = latent_simulator(models(hub, unet="", clip="", geometry=""))
     batch = moving_square(4)
     before = [p.clone() for p in simulator.frames.parameters()]
     with torch.no_grad():
         first = simulator.eval()(batch)[0].item()
-    fit(simulator, lambda step: batch, FitConfig(steps=40, learning_rate=4e-3, warmup=5, ema=0.8))
+    fit(simulator, lambda step: batch, FitConfig(steps=30, learning_rate=4e-3, warmup=5, ema=0.8))
     with torch.no_grad():
-        assert simulator(batch)[0].item() < 0.4 * first
+        assert simulator(batch)[0].item() < 0.6 * first
     for weight, old in zip(simulator.frames.parameters(), before, strict=True):
         assert weight.grad is None and not weight.requires_grad and torch.equal(weight, old)
+
+
+def test_overfits_one_batch_in_latents(tmp_path):
+    """With an autoencoder that knows these pictures it imagines the next frames nearly as well as
+    that can show them, and far better than a repeated frame."""
+    torch.manual_seed(0)
+    coder, batch = tiny_autoencoder("AutoencoderTiny", 16), moving_square(4)
+    frames = 2 * to_float(torch.cat([batch["memory"][:1, 0], batch["next"]]))
+    optimizer = torch.optim.Adam(coder.parameters(), 3e-3)
+    for _ in range(200):
+        loss = F.mse_loss(coder.decode(coder.encode(frames).latents).sample, frames)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    coder.save_pretrained(tmp_path)
+    simulator = latent_simulator(SimulatorModels(autoencoder=str(tmp_path)), channels=(32, 32))
+    fit(simulator, lambda step: batch, FitConfig(steps=70, learning_rate=4e-3, warmup=10))
+    coder = simulator.frames
+    shown = to_frames(coder.decode(coder.encode(to_float(batch["next"]))))
+    imagined, floor = (squared_error(f, batch) for f in (imagine(simulator, batch), shown))
+    assert imagined < 1.2 * floor
+    assert imagined < 0.4 * squared_error(batch["memory"][:, 0], batch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -276,13 +317,13 @@ def test_a_unet_can_begin_on_folded_pixels(hub):
 def test_features_are_the_models_own(hub, kind):
     """Against the library's model on pictures that its size needs no resizing for."""
     encoder, own = Encoder(ENCODERS[kind], str(hub[kind])), save_tiny(hub[kind], kind)
-    side = 32 if kind == "clip" else 224
+    side = 32 if ENCODERS[kind] == "clip" else 224
     assert encoder.side == side
     pictures = torch.rand(2, 3, side, side) - 0.5
     mean, std = (torch.tensor(STATISTICS[f"image_{n}"])[:, None, None] for n in ("mean", "std"))
     pixels = (pictures + 0.5 - mean) / std
     with torch.no_grad():
-        if kind == "clip":
+        if kind == "clip":  # its vision encoder
             theirs = own.vision_model(pixels).last_hidden_state
         elif kind == "depth_anything":
             theirs = own.backbone(pixels).feature_maps[-1]
@@ -484,11 +525,20 @@ def test_vggt_without_its_package_is_refused(tmp_path, monkeypatch):
 
 
 def test_no_access_to_the_hub(monkeypatch):
-    """An id with a folder behind it, which is not in the cache, without network."""
-    from huggingface_hub import constants
+    """An id with a folder behind it, which is not in the cache, without network; and a model whose
+    licence has not been accepted."""
+    import huggingface_hub
+    from huggingface_hub import constants, errors
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "no access to it on the hub" in complaint("unet", "nobody/no-model/unet")
+
+    def refuse(*_, **__):
+        raise errors.GatedRepoError.__new__(errors.GatedRepoError)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    text = complaint("geometry", "facebook/dinov3-vitl16-pretrain-lvd1689m")
+    assert "GatedRepoError" in text and "licence" in text
 
 
 def test_only_the_folder_that_is_named_is_downloaded(monkeypatch, tmp_path):
