@@ -303,7 +303,8 @@ def train_command(
         str, typer.Option(help="A model for policy and reflector: hub id or folder.")
     ] = "",
     simulator_models: Annotated[
-        str, typer.Option(help="autoencoder=ID_OR_FOLDER,unet=...,clip=...,geometry=...")
+        str,
+        typer.Option(help="Pretrained: autoencoder=ID_OR_FOLDER,unet=...,clip=...,geometry=..."),
     ] = "",
 ) -> None:
     """Train: demos, sft, explore, filtered_bc, simulator, reflector, rl, evaluate.

@@ -224,8 +224,9 @@ class Latents(Frozen):
 
         z = scale * (E(o) - shift),   o = D(z / scale + shift)
 
-    Nothing is kept: a decision encodes memory, carried and recalled frame, and training the next
-    one too. With Stable Diffusion's autoencoder that is most of the simulator's computing."""
+    Nothing is kept: each denoising step encodes memory, carried and recalled frame, and training
+    the next one too. With Stable Diffusion's autoencoder that is most of what the simulator
+    computes."""
 
     rows = 64  # frames that are encoded at a time
 
