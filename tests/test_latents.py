@@ -517,6 +517,17 @@ def test_a_missing_weight_is_named(tmp_path):
         Latents(str(tmp_path))
 
 
+def test_code_of_a_checkpoint_is_not_run(tmp_path):
+    """The library's own class takes the weights, whatever config.json says."""
+    save_tiny(tmp_path, "dinov2")
+    path = tmp_path / "config.json"
+    names = {name: f"evil.{name}" for name in ("AutoConfig", "AutoModel")}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": names}))
+    (tmp_path / "evil.py").write_text("raise SystemExit('this code must never run')")
+    encoder = Encoder("geometry", str(tmp_path))
+    assert type(encoder.model).__module__ == "transformers.models.dinov2.modeling_dinov2"
+
+
 def test_vggt_without_its_package_is_refused(tmp_path, monkeypatch):
     """Told by its sizes, as its config.json has no name."""
     (tmp_path / "config.json").write_text('{"img_size": 518, "patch_size": 14, "embed_dim": 8}')
