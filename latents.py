@@ -208,7 +208,7 @@ def load(kind, folder: Path) -> nn.Module:
 
 
 class Pixels:
-    """No autoencoder: a frame is its own picture."""
+    """No autoencoder: a frame is its own picture. See `Latents`."""
 
     channels, factor = 3, 1
 
@@ -218,17 +218,26 @@ class Pixels:
     def decode(self, pictures: torch.Tensor) -> torch.Tensor:
         return pictures
 
+    def known(self, frames: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures
+
+    def keep(self, frames: torch.Tensor, pictures: torch.Tensor) -> None:
+        pass
+
 
 class Latents(Frozen):
     """A pretrained autoencoder: frames <-> latents, whose spread is near 1.
 
         z = scale * (E(o) - shift),   o = D(z / scale + shift)
 
-    Nothing is kept: each denoising step encodes memory, carried and recalled frame, and training
-    the next one too. With Stable Diffusion's autoencoder that is most of what the simulator
+    An imagined frame is remembered together with its latent (`keep`), so that the next decision
+    does not encode what was decoded: after thirty such rounds little of a picture is left. Other
+    frames are encoded: the carried and the recalled one in each denoising step, in training memory
+    and next frame as well. With Stable Diffusion's autoencoder that is most of what the simulator
     computes."""
 
     rows = 64  # frames that are encoded at a time
+    remembered = 2**15  # latents; of 16 x 16 x 4 numbers 130 MB
 
     def __init__(self, checkpoint: str):
         import diffusers
@@ -238,6 +247,7 @@ class Latents(Frozen):
         config = self.model.config
         self.channels, self.factor = config.latent_channels, _factor(config)
         self.scale, self.shift = config.scaling_factor, config.get("shift_factor") or 0.0
+        self._memory: dict[bytes, torch.Tensor] = {}
 
     @torch.no_grad()
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
@@ -257,6 +267,23 @@ class Latents(Frozen):
         """(N, c, H/f, W/f) -> (N, 3, H, W) float32, about in [-0.5, 0.5]."""
         with in_float32(latents):
             return self.model.decode(latents.float() / self.scale + self.shift).sample / 2
+
+    def known(self, frames: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        """Frames (B, M, H, W, 3) uint8, the same as float pictures (B, M, 3, H, W) -> their latents
+        (B, M, c, H/f, W/f): of an imagined frame the one that it was decoded from."""
+        flat = pictures.flatten(0, 1)
+
+        def encode(some: list[int]) -> torch.Tensor:
+            return self.encode(flat[some])
+
+        keys = [digest(frame) for frame in frames.flatten(0, 1)]
+        z = once(self._memory, keys, encode, self.rows, self.remembered)
+        return z.to(pictures.device).unflatten(0, frames.shape[:2])
+
+    def keep(self, frames: torch.Tensor, latents: torch.Tensor) -> None:
+        """Remember the latents (B, c, H/f, W/f) that frames (B, H, W, 3) uint8 come from."""
+        keys = [digest(frame) for frame in frames]
+        self._memory |= dict(zip(keys, latents.cpu(), strict=True))
 
 
 def unet_from(checkpoint: str, ours: dict) -> tuple[nn.Module, str]:

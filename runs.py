@@ -187,7 +187,7 @@ def paper_scale() -> RunConfig:
     (8 with VGGT): 44 to 46 GB, so a GPU of 48 GB is full and one of 80 GB has room. To train the
     simulator: U-Net with gradient, Adam's state and average 17 GB, frozen models 3 to 5 GB, a batch
     5 GB. Time from counted operations (1.6 TFLOP for an action, 25 for a reward, 6 for a decision's
-    gradient, 0.7 for a dreamt frame or a row of the simulator's training, most of it the
+    gradient, 0.4 for a dreamt frame and 0.7 for a row of the simulator's training, most of it the
     autoencoder's) at a sustained 100 TFLOP/s: SFT 1.5 hours, simulator 2, reflector 2, RL 5,
     evaluation 2.
 

@@ -222,10 +222,11 @@ class Simulator(nn.Module):
         return torch.cat([memory, carried[:, None], recalled[:, None]], dim=1)
 
     def _denoise(
-        self, noisy, time, memory, state, next_state, action, tokens, owner=None
+        self, noisy, time, memory, state, next_state, action, tokens, owner=None, known=None
     ) -> torch.Tensor:
         """The U-Net's guess of x_0 from the folded noisy change, (B, cFF, h, w) both, at time (B,);
-        c = 3, or the channels of the latents.
+        c = 3, or the channels of the latents. known: those of the memory (B, M, c, H/f, W/f), if
+        they need not be encoded.
 
         For every pixel the network paints a change p and chooses, by a softmax w, between
         painting it and copying it from one of the sources:
@@ -238,7 +239,10 @@ class Simulator(nn.Module):
         """
         fold, scale = self.config.fold, self.config.change_scale
         drawn = self.action_map(state, next_state)
-        sources = self.frames.encode(self.sources(memory, state, next_state, owner))
+        sources = self.sources(memory, state, next_state, owner)
+        if known is None:
+            known = self.frames.encode(sources[:, :MEMORY])
+        sources = torch.cat([known, self.frames.encode(sources[:, MEMORY:])], dim=1)
         condition = [
             F.pixel_unshuffle(sources.flatten(1, 2), fold),
             F.pixel_unshuffle(drawn, fold * self.frames.factor),
@@ -319,20 +323,25 @@ class Simulator(nn.Module):
         deterministic; with more steps DDIM (eta = 1) draws fresh noise in between.
         """
         device = device_of(self)
-        memory = _to_float(memory.to(device))
+        frames, memory = memory, _to_float(memory.to(device))
         state, next_state, action = (x.to(device) for x in (state, next_state, action))
         if tokens is None:
             tokens = self.reference_tokens(memory[:, -1])
-        now = self.frames.encode(memory[:, 0])
+        known = self.frames.known(frames, memory)
+        now = known[:, 0]
         x = torch.zeros_like(F.pixel_unshuffle(now, self.config.fold))
         self.scheduler.set_timesteps(self.config.sampling_steps)
         for time in self.scheduler.timesteps:
             with bf16_autocast(device):
-                predicted = self._denoise(x, time, memory, state, next_state, action, tokens)
+                predicted = self._denoise(
+                    x, time, memory, state, next_state, action, tokens, None, known
+                )
             x = self.scheduler.step(predicted, time, x, eta=1.0, generator=generator).prev_sample
         change = F.pixel_shuffle(x, self.config.fold) / self.config.change_scale
         frame = (self.frames.decode(now + change) + 0.5).clamp(0, 1)
-        return (frame * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        frame = (frame * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        self.frames.keep(frame, now + change)
+        return frame
 
     def description(self) -> dict:
         """What a checkpoint needs to build this again."""

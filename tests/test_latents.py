@@ -271,6 +271,50 @@ def test_latents_of_a_remembered_frame_can_be_copied(hub, which):
     assert difference.abs().max() <= 1
 
 
+def test_a_dreamt_frame_is_not_encoded_again(hub):
+    """Where the newest frame is copied at every decision, nothing changes any more, and only the
+    carried and the recalled frame are encoded; without this memory the picture is lost."""
+    simulator, batch = latent_simulator(models(hub)).eval(), moving_square(2)
+
+    class Copy(torch.nn.Module):
+        def forward(self, inputs, time, encoder_hidden_states, class_labels):
+            output = torch.zeros(len(inputs), CHANNELS + 1 + SOURCES, *inputs.shape[2:])
+            output[:, CHANNELS + 1] = 50.0
+            return type("Output", (), {"sample": output})
+
+    simulator.unet = Copy()
+    first = imagine(simulator, batch)
+
+    def dream(forget: bool) -> torch.Tensor:
+        frame = first
+        for _ in range(5):
+            if forget:
+                simulator.frames._memory.clear()
+            memory = torch.cat([frame[:, None], batch["memory"][:, 1:]], dim=1)
+            frame = imagine(simulator, batch | {"memory": memory})
+        return frame
+
+    encoded = []
+    hook = simulator.frames.model.encoder.register_forward_hook(
+        lambda m, args, out: encoded.append(len(args[0]))
+    )
+    assert torch.equal(dream(forget=False), first)
+    assert sum(encoded) == 5 * 2 * (SOURCES - MEMORY)
+    hook.remove()
+    assert (dream(forget=True).int() - first.int()).abs().max() > 20
+
+
+def test_what_is_remembered_of_frames_is_bounded(hub):
+    """The oldest are forgotten, and encoded again."""
+    coder, frames = Latents(str(hub["AutoencoderTiny"])), moving_square(4)["memory"]
+    frames = torch.arange(3, dtype=torch.uint8)[:, None, None, None, None] + frames[:3]
+    coder.remembered = 2
+    z = coder.known(frames, to_float(frames))
+    assert z.shape == (3, MEMORY, CHANNELS, SIZE // FACTOR, SIZE // FACTOR)
+    assert len(coder._memory) == 2
+    assert torch.allclose(z, coder.encode(to_float(frames)), atol=1e-5)
+
+
 def test_a_cell_weighs_as_much_as_its_pixels_on_average(hub):
     """One changed pixel of the sixteen of a cell: a sixteenth of its extra weight."""
     simulator, batch = latent_simulator(models(hub), contact_weight=0.0).eval(), moving_square(1)
