@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     from runs import RunConfig
 
 # What has to be free on the disk. A run: 50 in the cpu preset, 200 in the gpu preset, and with
-# adapters for a model of 7 B weights about 1600 (estimate); and episodes.
-CHECKPOINTS_MB, ADAPTERS_MB = 250, 2000
+# adapters for a model of 7 B weights about 1600, with Stable Diffusion's U-Net 3500 (estimates);
+# and episodes.
+CHECKPOINTS_MB, ADAPTERS_MB, UNET_MB = 250, 2000, 4000
 
 app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(demos_app, name="demos")
@@ -135,6 +136,10 @@ def train_command(
     pretrained: Annotated[
         str, typer.Option(help="A model for policy and reflector: hub id or folder.")
     ] = "",
+    simulator_models: Annotated[
+        str,
+        typer.Option(help="Pretrained: autoencoder=ID_OR_FOLDER,unet=...,clip=...,geometry=..."),
+    ] = "",
 ) -> None:
     """Train: demos, sft, explore, filtered_bc, simulator, reflector, rl, evaluate.
 
@@ -149,13 +154,14 @@ def train_command(
     check_device(device)
     config = build_config(
         preset, tasks, demos, seed, env, iterations, rounds, starts, plain, stop_rule, pretrained,
-        suite,
+        suite, simulator_models,
     )  # fmt: skip
     if until is not None:
         one_of("--until", until, stages.stages_of(config))
     explored = config.exploration + (config.rounds - 1) * config.round_exploration
     episodes = len(config.tasks) * (config.demos + explored)
     room = ADAPTERS_MB if config.policy.pretrained.checkpoint else CHECKPOINTS_MB
+    room += UNET_MB if config.simulator.pretrained.unet else 0
     existing = check_output(out, room + episodes_mb(episodes, config.env))
     render.choose_backend()  # without a renderer there would be a run folder with nothing in it
     is_new = not (out / "config.json").exists()
@@ -188,13 +194,15 @@ def build_config(
     stop_rule: str | None = None,
     pretrained: str = "",
     suite: str = "",
+    simulator_models: str = "",
 ) -> RunConfig:
     """The preset with what was given on the command line; ValueError for anything impossible."""
     from dataclasses import replace
 
     import runs
 
-    config = runs.check_pretrained(runs.with_pretrained(runs.preset(preset), pretrained))
+    config = runs.with_pretrained(runs.preset(preset), pretrained)
+    config = runs.check_pretrained(runs.with_simulator_models(config, simulator_models))
     if demos is not None:
         check_demos(demos)
     if iterations is not None:

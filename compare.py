@@ -37,11 +37,12 @@ import torch
 
 import train as stages
 from charts import BLUE, GREY, ORANGE, png
+from checkpoints import save_part
 from demos import write_atomically
 from evaluate import TERMINATIONS, cpu_seconds, mean_interval, test_starts
 from fit import fit
 from policy import imitation_batches
-from runs import Run, RunConfig, save_part
+from runs import Run, RunConfig
 
 ON_THE_WAY = {  # method -> the stages of the run "dream" that it is made of
     "sft": ("demos", "sft"),

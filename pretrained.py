@@ -138,27 +138,32 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 OVERHEAD = 1.2  # times the weights: adapters, their gradients, activations [estimate]
 
 
-def find(checkpoint: str) -> Path:
-    """The folder of a checkpoint; a hub id is downloaded first, unless that was done before."""
+def find(checkpoint: str, files: list[str] = HUB_FILES) -> Path:
+    """The folder of a checkpoint; a hub id is downloaded first, unless that was done before. An id
+    may go on into the repository: owner/name/subfolder. files: patterns of what is downloaded."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     from huggingface_hub import snapshot_download
 
+    owner_and_name, inside = checkpoint.split("/")[:2], checkpoint.split("/")[2:]
+    wanted = ["/".join([*inside, file]) for file in files]
+    deeper = ["/".join([*inside, "*/*"])]
     try:  # a path that is no id is a ValueError, no access an OSError
-        folder = snapshot_download(checkpoint, allow_patterns=HUB_FILES, ignore_patterns=["*/*"])
+        folder = snapshot_download(
+            "/".join(owner_and_name), allow_patterns=wanted, ignore_patterns=deeper
+        )
     except (OSError, ValueError) as error:
         raise BadCheckpoint(
             f"{checkpoint}: no such folder, and no access to it on the hub "
             f"({type(error).__name__}); expected a folder in the hub's format or the id of a model "
             "on the hub; check name, network and licence, or give the path of a copy"
         ) from error
-    return Path(folder)
+    return Path(folder, *inside)
 
 
 def check(config: PretrainedConfig) -> Path:
     """The checkpoint's folder, if nothing speaks against loading it; else BadCheckpoint: a missing
     package or file, an architecture that does not read pictures and text, too little memory."""
-    import psutil
     from transformers.models.auto import modeling_auto
 
     if config.lora_rank:
@@ -170,22 +175,29 @@ def check(config: PretrainedConfig) -> Path:
                 f"{folder}: {' or '.join(names)} is missing; expected a checkpoint in the hub's "
                 "format; download or save it again, whole"
             )
-    kind = _json(folder / "config.json").get("model_type")
+    kind = read_json(folder / "config.json").get("model_type")
     if kind not in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise BadCheckpoint(
             f"{folder}: unknown architecture {kind!r}; expected one of transformers that reads "
             f"pictures and text, such as {', '.join(FAMILIES)}; choose another checkpoint"
         )
-    free = psutil.virtual_memory().available / 2**30
-    needed = memory_needed(weight_files(folder), config.bf16) / 2**30
-    told = f"{config.checkpoint}: needs about {needed:.3g} GiB of memory (estimate)"
+    check_room(config.checkpoint, memory_needed(weight_files(folder), config.bf16))
+    return folder
+
+
+def check_room(what: str, needed: int) -> None:
+    """Say how much memory `what` needs (bytes, an estimate) and how much there is; BadCheckpoint if
+    that is too little."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    told = f"{what}: needs about {needed / 2**30:.3g} GiB of memory (estimate)"
     if needed > free:
         raise BadCheckpoint(
-            f"{told}; expected that the {free:.3g} available suffice; close other programs or "
-            "choose a smaller model"
+            f"{told}; expected that the {free / 2**30:.3g} available suffice; close other programs "
+            "or choose a smaller model"
         )
-    print(f"{told}, {free:.3g} are available", file=sys.stderr)
-    return folder
+    print(f"{told}, {free / 2**30:.3g} are available", file=sys.stderr)
 
 
 def _import_peft():
@@ -199,11 +211,12 @@ def _import_peft():
     return peft
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a checkpoint, in one file or listed in an index; all of them exist."""
-    index = folder / "model.safetensors.index.json"
-    names = sorted(set(_json(index)["weight_map"].values())) if index.is_file() else []
-    files = [folder / name for name in names or ["model.safetensors"]]
+def weight_files(folder: Path, name: str = "model") -> list[Path]:
+    """The safetensors of a checkpoint, in one file or listed in an index; all of them exist.
+    name: "model" in the files of transformers, "diffusion_pytorch_model" in those of diffusers."""
+    index = folder / f"{name}.safetensors.index.json"
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else []
+    files = [folder / file for file in names or [f"{name}.safetensors"]]
     for path in files:
         if not path.is_file():
             raise BadCheckpoint(
@@ -231,7 +244,8 @@ def memory_needed(files: list[Path], bf16: bool) -> int:
     return round(OVERHEAD * count * (2 if bf16 else 4))
 
 
-def _json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """The content of one of a checkpoint's files; BadCheckpoint if it is damaged."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -289,15 +303,15 @@ class PretrainedVLM(nn.Module):
             enable({"use_reentrant": False})
         self.family = FAMILIES.get(self.model.config.model_type, Family(plain_picture))
         self.width = self.model.get_input_embeddings().embedding_dim  # D
-        mean, std = _picture_statistics(folder)
+        mean, std = picture_statistics(folder)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         with torch.no_grad():  # n: not every configuration says it
             self.image_tokens = len(self.image_features(self.inputs(torch.zeros(1, 1, 3, 8, 8))))
         if config.lora_rank:
             add_lora(self.model, config.lora_rank)
-        self.register_state_dict_post_hook(_leave_out_frozen)
-        self.register_load_state_dict_pre_hook(_fill_in_frozen)
+        self.register_state_dict_post_hook(leave_out_frozen)
+        self.register_load_state_dict_pre_hook(fill_in_frozen)
 
     @property
     def base(self) -> nn.Module:
@@ -321,9 +335,7 @@ class PretrainedVLM(nn.Module):
         side = getattr(vision, "image_size", None)
         if side is None:  # Qwen takes any: 8 x 8 tokens, 224 pixels with its patches of 14
             side = 8 * vision.patch_size * vision.spatial_merge_size
-        pixels = pictures.flatten(0, 1) + 0.5
-        pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
-        pixels = (pixels.clamp(0, 1) - self.mean) / self.std  # bicubic interpolation overshoots
+        pixels = enlarged(pictures.flatten(0, 1), side, self.mean, self.std)
         return self.family.inputs(pixels.to(self.model.dtype), config)
 
     def image_features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -369,9 +381,15 @@ class PretrainedVLM(nn.Module):
         return hidden.last_hidden_state.float()
 
 
-def _picture_statistics(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def enlarged(pictures, side: int, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) float in [-0.5, 0.5] -> (N, 3, side, side), by the model's mean and spread."""
+    pixels = F.interpolate(pictures + 0.5, (side, side), mode="bicubic", antialias=True)
+    return (pixels.clamp(0, 1) - mean) / std  # bicubic interpolation overshoots
+
+
+def picture_statistics(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation (3, 1, 1) of the pixels that the model was trained on."""
-    found = [_json(folder / name) for name in PROCESSOR if (folder / name).is_file()]
+    found = [read_json(folder / name) for name in PROCESSOR if (folder / name).is_file()]
     settings = next((f["image_processor"] for f in found if "image_processor" in f), found[0])
     values = (settings.get(name, [0.5] * 3) for name in ("image_mean", "image_std"))
     mean, std = (torch.tensor(value)[:, None, None] for value in values)
@@ -400,17 +418,19 @@ def merge_lora(model: nn.Module) -> None:
             model.set_submodule(name, layer.get_base_layer())
 
 
-def _frozen(vlm: PretrainedVLM) -> dict[str, torch.Tensor]:
+def _frozen(vlm: nn.Module) -> dict[str, torch.Tensor]:
     named = vlm.named_parameters(remove_duplicate=False)  # tied weights have two names
     return {name: parameter for name, parameter in named if not parameter.requires_grad}
 
 
-def _leave_out_frozen(vlm: PretrainedVLM, state: dict, prefix: str, _metadata) -> None:
+def leave_out_frozen(vlm: nn.Module, state: dict, prefix: str, _metadata) -> None:
+    """What is frozen is not saved: a hook of `state_dict`."""
     for name in _frozen(vlm):
         del state[prefix + name]
 
 
-def _fill_in_frozen(vlm: PretrainedVLM, state: dict, prefix: str, *_rest) -> None:
+def fill_in_frozen(vlm: nn.Module, state: dict, prefix: str, *_rest) -> None:
+    """Nor is it missed: a hook of `load_state_dict`."""
     for name, parameter in _frozen(vlm).items():
         state[prefix + name] = parameter
 
@@ -477,23 +497,33 @@ class FrozenReader(nn.Module):
     def forward(self, frames: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """(B, 9, H, W) float in [-0.5, 0.5] (first, previous, current), (B, L)
         -> h (B, D), its spread brought to 1."""
-        keys = [_digest(*row) for row in zip(frames, tokens, strict=True)]
-        new = {key: row for row, key in enumerate(keys) if key not in self._memory}
-        found = {key: self._memory[key] for key in keys if key not in new}
-        missing = list(new.values())
-        for first in range(0, len(missing), self.rows):
-            some = missing[first : first + self.rows]
+
+        def read(some: list[int]) -> torch.Tensor:
             texts = [self.question.format(text) for text in words(tokens[some])]
             hidden = self.vlm(frames[some].unflatten(1, (3, 3)), texts)[:, -1]
-            hidden = F.layer_norm(hidden, hidden.shape[-1:]).cpu()
-            found |= {keys[row]: h for row, h in zip(some, hidden, strict=True)}
-        self._memory |= found
-        while len(self._memory) > self.remembered:
-            del self._memory[next(iter(self._memory))]
-        return torch.stack([found[key] for key in keys]).to(frames.device)
+            return F.layer_norm(hidden, hidden.shape[-1:])
+
+        keys = [digest(*row) for row in zip(frames, tokens, strict=True)]
+        return once(self._memory, keys, read, self.rows, self.remembered).to(frames.device)
 
 
-def _digest(frames: torch.Tensor, tokens: torch.Tensor) -> bytes:
-    """The same for equal frames and words, and for no others."""
-    content = frames.cpu().numpy().tobytes() + tokens.cpu().numpy().tobytes()
+def once(memory: dict, keys: list[bytes], compute, rows: int, most: int) -> torch.Tensor:
+    """`compute(row numbers)`, `rows` of them at a time, for the rows whose key is not in `memory`;
+    the rest from there. Returns all rows, on the processor. `memory` keeps `most` rows, the oldest
+    are forgotten first."""
+    new = {key: row for row, key in enumerate(keys) if key not in memory}
+    found = {key: memory[key] for key in keys if key not in new}
+    missing = list(new.values())
+    for first in range(0, len(missing), rows):
+        some = missing[first : first + rows]
+        found |= {keys[row]: x for row, x in zip(some, compute(some).cpu(), strict=True)}
+    memory |= found
+    while len(memory) > most:
+        del memory[next(iter(memory))]
+    return torch.stack([found[key] for key in keys])
+
+
+def digest(*tensors: torch.Tensor) -> bytes:
+    """The same for equal tensors, such as frames and words, and for no others."""
+    content = b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)
     return hashlib.blake2b(content, digest_size=16).digest()

@@ -19,7 +19,7 @@ machines, the folder is on a disk that these share.
 
 from __future__ import annotations
 
-import dataclasses
+import importlib.util
 import json
 import platform
 import time
@@ -27,26 +27,22 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-from torch import nn
-
 import processes
 from camera import Camera
+from checkpoints import BadRun, first_difference, from_values, load_part
 from demos import write_atomically
 from fit import FitConfig
+from latents import check_models
 from libero_tasks import CHUNK, LIBERO_SUITES, STEP_LIMIT, suite_of
 from policy import Policy, PolicyConfig
 from ppo import LoopConfig
-from pretrained import PretrainedConfig, check
+from pretrained import PretrainedConfig, check, check_room, memory_needed, weight_files
 from reflector import Reflector, ReflectorConfig
 from simulator import Simulator, SimulatorConfig
 from tasks import DEFAULT_SUITE, METAWORLD, EnvConfig, check_fixed_starts, check_tasks, robot_of
 from vlm import LIBERO_VOCABULARY
 
 PACKAGES = ("torch", "diffusers", "transformers", "gymnasium", "metaworld", "mujoco", "numpy")
-
-
-class BadRun(ValueError):
-    """A run folder or checkpoint that cannot be used; the message is one line with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +139,9 @@ class RunConfig:
 
 def preset(name: str) -> RunConfig:
     """`cpu` (default: the reported runs), `debug` (everything tiny: the whole loop in a minute),
-    `notebook` (two tasks, a few minutes: what notebooks/ train), `gpu` (larger, still from scratch:
-    it needs no download and no licence), `paper` (`paper_scale`: pretrained models and the paper's
-    hyperparameters), `libero` (`libero_scale`)."""
+    `notebook` (two tasks, a few minutes: what notebooks/ train), `gpu` (`gpu_scale`: larger, still
+    from scratch), `paper` (`paper_scale`: pretrained models and the paper's hyperparameters),
+    `libero` (`libero_scale`)."""
     if name == "cpu":
         return RunConfig()
     if name == "debug":
@@ -187,14 +183,7 @@ def preset(name: str) -> RunConfig:
             loop=replace(base.loop, iterations=3, groups=8),
         )
     if name == "gpu":
-        base = RunConfig()
-        return replace(
-            base,
-            simulator=SimulatorConfig(fold=2, channels=(128, 256, 384)),
-            simulator_fit=replace(base.simulator_fit, steps=20_000, batch=128),
-            reflector=ReflectorConfig(width=256),
-            loop=replace(base.loop, iterations=60, groups=64),
-        )
+        return gpu_scale()
     if name == "paper":
         return paper_scale()
     if name == "libero":
@@ -222,6 +211,25 @@ def libero_scale() -> RunConfig:
     )
 
 
+def gpu_scale() -> RunConfig:
+    """One consumer or Colab GPU: larger, still from scratch. It needs no download and no licence.
+
+    ESTIMATE, counted and not measured on a GPU. Memory: a row of the simulator's training keeps
+    67 MB in float32, a batch 8.6 GB, weights with gradient, Adam's state and average 0.9 GB: a GPU
+    of 12 GB, with bfloat16 of 8. Time: 102 PFLOP to train the simulator (40 GFLOP a row) and 12 to
+    dream in RL, 3 hours at a sustained 10 TFLOP/s, 8 at a T4's 4; the real episodes, the policy
+    and the reflector, as in the preset `cpu`, about one hour more.
+    """
+    base = RunConfig()
+    return replace(
+        base,
+        simulator=SimulatorConfig(fold=2, channels=(128, 256, 384)),
+        simulator_fit=replace(base.simulator_fit, steps=20_000, batch=128),
+        reflector=ReflectorConfig(width=256),
+        loop=replace(base.loop, iterations=60, groups=64),
+    )
+
+
 def paper_scale() -> RunConfig:
     """The paper's hyperparameters, as far as they are known, on models of its size.
 
@@ -230,12 +238,18 @@ def paper_scale() -> RunConfig:
     penalty. Read into it: "batch 4" is four decisions per optimizer step; a step of RL has 8 starts
     (one for each of its GPUs) and makes 1 pass over their decisions. What differs further: policy
     Qwen2.5-VL (7 B), reflector LLaVA 1.5 (7 B), pictures of 128 pixels that are enlarged to the
-    models' 224 and 336, RL from filtered BC, the stop rule, and the simulator of the preset `gpu`.
+    models' 224 and 336, RL from filtered BC, the stop rule. The simulator works on Stable
+    Diffusion's latents, 16 x 16 of them, and begins at its U-Net, which knows pictures and no
+    films; CLIP ViT-L and VGGT (without its package: Depth Anything V2 Large) read the first frame.
 
-    ESTIMATE, nothing of it measured. Memory: weights in bfloat16 17 GB (policy) and 14 GB
-    (reflector), adapters with Adam's state 2 GB, activations 5 GB: a GPU of 48 GB. Time without the
-    simulator's training, from counted operations (1.6 TFLOP for an action, 25 for a reward, 6 for a
-    decision's gradient) at a sustained 100 TFLOP/s: SFT 1.5 hours, reflector 2, RL 5, evaluation 2.
+    ESTIMATE, nothing of it measured. Memory in RL: weights in bfloat16 17 GB (policy) and 14 GB
+    (reflector), adapters with Adam's state 2 GB, activations 5 GB, the simulator's weights 6 GB
+    (8 with VGGT): 44 to 46 GB, so a GPU of 48 GB is full and one of 80 GB has room. To train the
+    simulator: U-Net with gradient, Adam's state and average 17 GB, frozen models 3 to 5 GB, a batch
+    5 GB. Time from counted operations (1.6 TFLOP for an action, 25 for a reward, 6 for a decision's
+    gradient, 0.4 for a dreamt frame and 0.7 for a row of the simulator's training, most of it the
+    autoencoder's) at a sustained 100 TFLOP/s: SFT 1.5 hours, simulator 2, reflector 2, RL 5,
+    evaluation 2.
 
     # DEVIATION: the paper trains on 8 GPUs for 48 hours; here all is estimated for one (8 processes
     #   can share the preset: processes.py, launch/fsdp.yaml; not run); because no GPU was at hand.
@@ -253,15 +267,25 @@ def paper_scale() -> RunConfig:
         policy=PolicyConfig(size=size, hidden=1024),
         sft=FitConfig(steps=10_000, batch=8),
         filtered_bc=FitConfig(steps=2000, batch=8),
-        simulator=replace(base.simulator, size=size, fold=4),
+        simulator=SimulatorConfig(size=size),
+        simulator_fit=replace(base.simulator_fit, batch=32),
         reflector=ReflectorConfig(size=size, threshold=0.5),
         reflector_fit=FitConfig(steps=2000, batch=64, learning_rate=1e-3),
         loop=plain,
         real_loop=plain,
     )
     config = with_pretrained(config, "Qwen/Qwen2.5-VL-7B-Instruct")
-    return replace(
+    config = replace(
         config, reflector=replace(config.reflector, pretrained=frozen("llava-hf/llava-1.5-7b-hf"))
+    )
+    has_vggt = importlib.util.find_spec("vggt") is not None
+    depth = "depth-anything/Depth-Anything-V2-Large-hf"
+    return with_simulator_models(
+        config,
+        "autoencoder=stabilityai/sd-vae-ft-mse,"
+        "unet=stable-diffusion-v1-5/stable-diffusion-v1-5/unet,"
+        "clip=openai/clip-vit-large-patch14,"
+        f"geometry={'facebook/VGGT-1B' if has_vggt else depth}",
     )
 
 
@@ -316,11 +340,36 @@ def with_pretrained(config: RunConfig, checkpoint: str) -> RunConfig:
     )
 
 
+def with_simulator_models(config: RunConfig, text: str) -> RunConfig:
+    """The same run with pretrained parts in its simulator, "autoencoder=ID_OR_FOLDER,...", see
+    `latents.SimulatorModels`; "" changes nothing. None of these settings has been tuned."""
+    if not text:
+        return config
+    simulator, training = config.simulator, config.simulator_fit
+    models = simulator.pretrained.named(text)
+    simulator = replace(simulator, pretrained=models)
+    if models.autoencoder:  # it folds already, and the spread of its latents is near 1
+        simulator = replace(simulator, fold=1, change_scale=1.0)
+    if models.unet:
+        training = replace(training, learning_rate=1e-4)
+    return replace(config, simulator=simulator, simulator_fit=training)
+
+
 def check_pretrained(config: RunConfig) -> RunConfig:
-    """The config, if the pretrained models that it names can be loaded here (BadCheckpoint)."""
+    """The config, if the pretrained models that it names can be loaded here, and there is memory
+    for each and, in the dream, for all of them (BadCheckpoint)."""
+    together = 0
     for part in (config.policy, config.reflector):
         if part.pretrained.checkpoint:
-            check(part.pretrained)
+            folder = check(part.pretrained)
+            together += memory_needed(weight_files(folder), part.pretrained.bf16)
+    simulator = config.simulator
+    sizes = simulator.size, simulator.fold, len(simulator.channels)
+    training, dreaming = check_models(simulator.pretrained, *sizes)
+    if training:
+        check_room("training of the simulator", training)
+    if together + dreaming:
+        check_room("policy, reflector and simulator together", together + dreaming)
     return config
 
 
@@ -332,24 +381,11 @@ def config_to_json(config: RunConfig) -> str:
 def config_from_json(text: str) -> RunConfig:
     """Rebuild a RunConfig; raises BadRun for anything that is not one."""
     try:
-        return _build(RunConfig, json.loads(text))
+        return from_values(RunConfig, json.loads(text))
     except (ValueError, TypeError, KeyError) as error:
         raise BadRun(
             f"config.json is not readable ({error}); start a new run with another --out"
         ) from error
-
-
-def _build(kind, values: dict):
-    parts = {f.name: type(getattr(kind(), f.name)) for f in dataclasses.fields(kind)}
-    built = {}
-    for name, value in values.items():
-        if name not in parts:
-            raise ValueError(f"unknown setting {name!r}")
-        if dataclasses.is_dataclass(parts[name]):
-            built[name] = _build(parts[name], value)
-        else:
-            built[name] = tuple(value) if parts[name] is tuple else value
-    return kind(**built)
 
 
 def versions() -> str:
@@ -361,96 +397,6 @@ def versions() -> str:
         except metadata.PackageNotFoundError:
             continue
     return ", ".join(found)
-
-
-# -------------------------------------------------------------------------------------- checkpoints
-
-
-def save_part(path: Path, part: nn.Module, description: dict) -> None:
-    """Write weights and description (settings, JSON) to one safetensors file, atomically."""
-    from safetensors.torch import save
-
-    state = {name: processes.whole(tensor) for name, tensor in part.state_dict().items()}
-    if not processes.is_main():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    metadata = {"description": json.dumps(_used(description))}
-    write_atomically(path, save(tensors, metadata=metadata))
-
-
-def load_part(path: Path, part: nn.Module, description: dict) -> None:
-    """Read weights into `part`; raises BadRun when the file is missing,
-    damaged or of other settings."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise BadRun(f"{path}: no such checkpoint; train it first: python cli.py train")
-    try:
-        with safe_open(path, framework="pt") as file:
-            saved = json.loads((file.metadata() or {}).get("description", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise BadRun(
-            f"{path}: damaged or truncated ({error}); delete it and train again"
-        ) from error
-    expected = json.loads(json.dumps(_used(description)))
-    if saved != expected:
-        raise BadRun(
-            f"{path}: made with other settings than this run's "
-            f"({_first_difference(saved, expected)})"
-        )
-    try:
-        part.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise BadRun(f"{path}: weights do not fit the model; delete it and train again") from error
-    part.eval()
-
-
-def _used(description: dict) -> dict:
-    """Without the settings of pretrained models where none is named: checkpoints that were made
-    before there were any have none."""
-    used = {}
-    for name, value in description.items():
-        if isinstance(value, dict) and value.get("checkpoint") == "":
-            continue
-        used[name] = _used(value) if isinstance(value, dict) else value
-    return used
-
-
-def export_policy(policy: Policy, folder: Path | str) -> None:
-    """Write a policy with a pretrained backbone so that it needs nothing else: the model with its
-    adapters merged in, in the hub's format, and the rest in policy.safetensors."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadRun(f"{folder}: not empty; expected a new folder; choose another or delete it")
-    merged = policy.merged(folder)
-    save_part(folder / "policy.safetensors", merged, asdict(merged.config))
-
-
-def exported_policy(folder: Path | str) -> Policy:
-    """The policy that `export_policy` wrote to `folder`, which may have been moved since."""
-    from safetensors import safe_open
-
-    path = Path(folder) / "policy.safetensors"
-    if not path.is_file():
-        raise BadRun(f"{path}: no such file; expected a folder that export_policy wrote")
-    with safe_open(path, framework="pt") as file:
-        description = json.loads(file.metadata()["description"])
-    config = _build(PolicyConfig, description)
-    moved = replace(config.pretrained, checkpoint=str(folder))
-    policy = Policy(replace(config, pretrained=moved))
-    load_part(path, policy, description)
-    return policy
-
-
-def _first_difference(saved, expected) -> str:
-    if not isinstance(saved, dict) or not isinstance(expected, dict):
-        return f"saved {saved}, expected {expected}"
-    for name in expected:
-        if saved.get(name) != expected[name]:
-            return f"{name}: " + _first_difference(saved.get(name), expected[name])
-    return "unknown settings"
 
 
 # --------------------------------------------------------------------------------------- the folder
@@ -480,7 +426,7 @@ class Run:
         if path.is_file():
             saved = config_from_json(path.read_text())
             if saved != config:
-                difference = _first_difference(
+                difference = first_difference(
                     *(json.loads(config_to_json(c)) for c in (saved, config))
                 )
                 raise BadRun(

@@ -15,9 +15,14 @@ and features of a reference image by cross-attention).
 Symbols: o frame, s state, a chunk, tau diffusion time, F fold (F x F pixels become channels),
 M memory frames.
 
+With `SimulatorConfig.pretrained` (latents.py) the same happens in an autoencoder's latents: "pixel"
+then means one of their cells, and a frame is encoded before it is folded. The U-Net can begin at a
+checkpoint, and the tokens can be those of frozen encoders.
+
 # DEVIATION: the paper fine-tunes a pretrained latent video diffusion model (EVAC); the small preset
 #   trains a U-Net of diffusers from scratch on folded pixels; because no checkpoint fits on a
-#   laptop's CPU, and folding is lossless.
+#   laptop's CPU, and folding is lossless. A pretrained U-Net is one for pictures: EVAC has no
+#   checkpoint in the format of diffusers.
 # DEVIATION: the paper's reference features are VGGT and CLIP; the small preset learns a small
 #   encoder for them, behind the same argument (`reference_tokens`).
 """
@@ -36,6 +41,7 @@ from album import Album
 from camera import Camera
 from fit import bf16_autocast, device_of
 from kinematics import Kinematics
+from latents import FrozenReference, Latents, Pixels, SimulatorModels, check_models, unet_from
 from tasks import Robot
 from view import HandInView
 
@@ -46,7 +52,7 @@ MARKER, NEAR = 2.0, 8.0  # pixels at 64, standard deviations: a marker; what is 
 
 @dataclass(frozen=True)
 class SimulatorConfig:
-    """Architecture of the small preset."""
+    """Architecture; the defaults are the small preset's."""
 
     size: int = 64  # pixels
     chunk: int = 4  # K
@@ -61,6 +67,8 @@ class SimulatorConfig:
     contact_weight: float = 20.0
     noisiest: float = 0.9  # share of training rows at the noisiest time, where one step samples
     robot: Robot = field(default_factory=Robot)
+    # Pretrained models in the place of folding, fresh weights and reference encoder, where named.
+    pretrained: SimulatorModels = field(default_factory=SimulatorModels)
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= 50:
@@ -74,18 +82,18 @@ class SimulatorConfig:
 
 
 class ReferenceEncoder(nn.Module):
-    """Reference image (B, 3, H, W) -> (B, (H/8)(W/8), 64) tokens:
+    """Reference image (B, 3, H, W) -> (B, (H/8)(W/8), width) tokens:
     what is where in the scene at the start."""
 
-    dim = 64
+    dim = 64  # the width, unless a pretrained U-Net has its own
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, width: int = dim):
         super().__init__()
         self.convs = nn.Sequential(
-            nn.Conv2d(3, 32, 4, 4), nn.SiLU(), nn.Conv2d(32, self.dim, 3, 2, padding=1), nn.SiLU(),
-            nn.Conv2d(self.dim, self.dim, 3, 1, padding=1),
+            nn.Conv2d(3, 32, 4, 4), nn.SiLU(), nn.Conv2d(32, width, 3, 2, padding=1), nn.SiLU(),
+            nn.Conv2d(width, width, 3, 1, padding=1),
         )  # fmt: skip
-        self.position = nn.Parameter(0.02 * torch.randn(1, (size // 8) ** 2, self.dim))
+        self.position = nn.Parameter(0.02 * torch.randn(1, (size // 8) ** 2, width))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.convs(image).flatten(2).transpose(1, 2) + self.position
@@ -97,18 +105,52 @@ class Simulator(nn.Module):
 
     def __init__(self, config: SimulatorConfig, camera: Camera):
         super().__init__()
-        from diffusers import DDIMScheduler, UNet2DConditionModel
-        from diffusers.models.attention_processor import AttnProcessor
+        from diffusers import DDIMScheduler
 
         self.config, self.camera = config, camera
         self.hand = HandInView()
         self.hand.look_through(camera)
-        frame_channels, robot = 3 * config.fold**2, config.robot
-        # Folded: noisy change (3), the sources (3 each), action map (3).
-        self.unet = UNet2DConditionModel(
-            sample_size=config.size // config.fold,
-            in_channels=frame_channels * (1 + SOURCES + 1),
-            out_channels=(3 + 1 + SOURCES) * config.fold**2,
+        models = config.pretrained
+        check_models(models, config.size, config.fold, len(config.channels))
+        self.frames = Latents(models.autoencoder) if models.autoencoder else Pixels()
+        self.frozen_reference = bool(models.clip or models.geometry)
+        self.unet, self.begun = self._unet()  # begun: what it took from a checkpoint, "" for none
+        width = self.unet.config.cross_attention_dim
+        if self.frozen_reference:
+            self.reference = FrozenReference(models, width)
+        else:
+            self.reference = ReferenceEncoder(config.size, width)
+        # One scheduler trains (add_noise) and samples (DDIM). The network predicts x_0 itself, so
+        # that a single step from pure noise is already the best guess of the next frame.
+        # "trailing": the first step is at the noisiest time.
+        self.scheduler = DDIMScheduler(
+            num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample",
+            timestep_spacing="trailing", clip_sample=False, rescale_betas_zero_snr=True,
+        )  # fmt: skip
+        self.kinematics = Kinematics(config.chunk, robot=config.robot)  # trained on its own, before
+        self.album = Album(
+            config.album, config.size, config.robot.state_dim
+        )  # filled before frames
+
+    def _unet(self) -> tuple[nn.Module, str]:
+        from diffusers import UNet2DConditionModel
+        from diffusers.models.attention_processor import AttnProcessor
+
+        config, cells = self.config, self.config.fold**2
+        ours = {
+            "sample_size": config.size // (self.frames.factor * config.fold),
+            # Folded: noisy change, the sources, action map (3).
+            "in_channels": cells * self.frames.channels * (1 + SOURCES)
+            + 3 * cells * self.frames.factor**2,
+            "out_channels": (self.frames.channels + 1 + SOURCES) * cells,
+            "class_embed_type": "projection",
+            "projection_class_embeddings_input_dim": config.chunk * config.robot.action_dim
+            + 2 * config.robot.state_dim,
+        }
+        if config.pretrained.unet:
+            return unet_from(config.pretrained.unet, ours)
+        unet = UNet2DConditionModel(
+            **ours,
             block_out_channels=config.channels,
             down_block_types=("DownBlock2D",)
             + ("CrossAttnDownBlock2D",) * (len(config.channels) - 1),
@@ -120,23 +162,11 @@ class Simulator(nn.Module):
             attention_head_dim=4,  # diffusers' name for the number of heads
             norm_num_groups=16,
             cross_attention_dim=ReferenceEncoder.dim,
-            class_embed_type="projection",
-            projection_class_embeddings_input_dim=config.chunk * robot.action_dim
-            + 2 * robot.state_dim,
         )
         # Plain matrix products: the fused attention of torch takes 60 % of a training step on a
         # CPU, for pictures of 64 tokens [measured here].
-        self.unet.set_attn_processor(AttnProcessor())
-        self.reference = ReferenceEncoder(config.size)
-        # One scheduler trains (add_noise) and samples (DDIM). The network predicts x_0 itself, so
-        # that a single step from pure noise is already the best guess of the next frame.
-        # "trailing": the first step is at the noisiest time.
-        self.scheduler = DDIMScheduler(
-            num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample",
-            timestep_spacing="trailing", clip_sample=False, rescale_betas_zero_snr=True,
-        )  # fmt: skip
-        self.kinematics = Kinematics(config.chunk, robot=robot)  # trained on its own, before frames
-        self.album = Album(config.album, config.size, robot.state_dim)  # filled before frames
+        unet.set_attn_processor(AttnProcessor())
+        return unet, ""
 
     def next_state(
         self, state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor
@@ -197,11 +227,13 @@ class Simulator(nn.Module):
         return torch.cat([memory, carried[:, None], recalled[:, None]], dim=1)
 
     def _denoise(
-        self, noisy, time, memory, state, next_state, action, tokens, owner=None
+        self, noisy, time, memory, state, next_state, action, tokens, owner=None, known=None
     ) -> torch.Tensor:
-        """The U-Net's guess of x_0 from the folded noisy change, (B, 3FF, h, w) both, at time (B,).
+        """The U-Net's guess of x_0 from the folded noisy change, (B, cFF, h, w) both, at time (B,);
+        c = 3, or the channels of the latents. known: those of the memory (B, M, c, H/f, W/f), if
+        they need not be encoded.
 
-        For every pixel the network paints a colour change p and chooses, by a softmax w, between
+        For every pixel the network paints a change p and chooses, by a softmax w, between
         painting it and copying it from one of the sources:
 
             x_0 = w_paint * p + sum_m w_m * c * (source_m - o_t)
@@ -213,21 +245,28 @@ class Simulator(nn.Module):
         fold, scale = self.config.fold, self.config.change_scale
         drawn = self.action_map(state, next_state)
         sources = self.sources(memory, state, next_state, owner)
-        condition = F.pixel_unshuffle(torch.cat([sources.flatten(1, 2), drawn], dim=1), fold)
+        if known is None:
+            known = self.frames.encode(sources[:, :MEMORY])
+        sources = torch.cat([known, self.frames.encode(sources[:, MEMORY:])], dim=1)
+        condition = [
+            F.pixel_unshuffle(sources.flatten(1, 2), fold),
+            F.pixel_unshuffle(drawn, fold * self.frames.factor),
+        ]
         vector = torch.cat([action.flatten(1), state, next_state], dim=1)
         output = self.unet(
-            torch.cat([noisy, condition], dim=1),
+            torch.cat([noisy, *condition], dim=1),
             time,
             encoder_hidden_states=tokens,
             class_labels=vector,
         ).sample
-        painted, choice = F.pixel_shuffle(output.float(), fold).split([3, 1 + SOURCES], dim=1)
-        choice = choice.softmax(dim=1).unsqueeze(2)  # (B, 1+M+2, 1, H, W)
-        changes = torch.cat([painted[:, None], scale * (sources - memory[:, :1])], dim=1)
+        output = F.pixel_shuffle(output.float(), fold)
+        painted, choice = output.split([self.frames.channels, 1 + SOURCES], dim=1)
+        choice = choice.softmax(dim=1).unsqueeze(2)  # (B, 1+M+2, 1, H/f, W/f)
+        changes = torch.cat([painted[:, None], scale * (sources - sources[:, :1])], dim=1)
         return F.pixel_unshuffle((choice * changes).sum(1), fold)
 
     def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
-        """First frame (B, 3, H, W) float -> cross-attention tokens (B, tokens, 64);
+        """First frame (B, 3, H, W) float -> cross-attention tokens (B, tokens, width);
         computed once per episode."""
         return self.reference(first.to(device_of(self)))
 
@@ -241,10 +280,13 @@ class Simulator(nn.Module):
         loss = mean( w * (x_0 - f(x_tau, tau, conditions))^2 ),
                w = 1 + moving_weight + contact_weight * exp(-d^2 / (2 NEAR^2))
                    where |o_{t+1} - o_t| > 5 %, d the distance to the hand at t+1; elsewhere 1
+
+        In latents o stands for E(o) in x_0, and w for its mean over the pixels of a cell.
         """
         memory, following = _to_float(batch["memory"]), _to_float(batch["next"])
         change = following - memory[:, 0]
-        target = F.pixel_unshuffle(self.config.change_scale * change, self.config.fold)
+        start, end = self.frames.encode(memory[:, 0]), self.frames.encode(following)
+        target = F.pixel_unshuffle(self.config.change_scale * (end - start), self.config.fold)
         # Most of the batch at the noisiest time, where one-step sampling lives; the rest anywhere.
         # There x_tau is nothing but noise, and its mean, 0, says as much: no noise to see through.
         # All is drawn for the rows of all processes; each takes its own.
@@ -256,11 +298,13 @@ class Simulator(nn.Module):
         noise[:noisiest] = 0
         time, noise = processes.share(time), processes.share(noise)
         noisy = self.scheduler.add_noise(target, noise, time)
+        first = memory[:, -1]
         if self.training:  # imagined memories are never perfect: train on slightly wrong ones
             amount = 0.04 * processes.share(torch.rand(rows, 1, 1, 1, 1, device=memory.device))
             grain = processes.share(processes.all_rows_like(memory).uniform_())
             memory = memory + amount * (grain - 0.5)
-        tokens = self.reference_tokens(memory[:, -1])
+        # Frozen encoders read each first frame once, so as it is.
+        tokens = self.reference_tokens(first if self.frozen_reference else memory[:, -1])
         predicted = self._denoise(
             noisy, time, memory, batch["state"], batch["next_state"], batch["action"], tokens,
             batch["owner"],
@@ -268,7 +312,8 @@ class Simulator(nn.Module):
         moving = (change.abs().amax(1, keepdim=True) > 0.05).float()
         near = self._blob(batch["next_state"], NEAR)[:, None]
         weight = 1 + moving * (self.config.moving_weight + self.config.contact_weight * near)
-        weight = F.pixel_unshuffle(weight.expand_as(change), self.config.fold)
+        weight = F.avg_pool2d(weight, self.frames.factor)
+        weight = F.pixel_unshuffle(weight.expand_as(start), self.config.fold)
         loss = (weight * (predicted - target) ** 2).mean()
         return loss, {}
 
@@ -286,20 +331,25 @@ class Simulator(nn.Module):
         deterministic; with more steps DDIM (eta = 1) draws fresh noise in between.
         """
         device = device_of(self)
-        memory = _to_float(memory.to(device))
+        frames, memory = memory, _to_float(memory.to(device))
         state, next_state, action = (x.to(device) for x in (state, next_state, action))
         if tokens is None:
             tokens = self.reference_tokens(memory[:, -1])
-        b, side = len(memory), self.config.size // self.config.fold
-        x = torch.zeros((b, 3 * self.config.fold**2, side, side), device=device)
+        known = self.frames.known(frames, memory)
+        now = known[:, 0]
+        x = torch.zeros_like(F.pixel_unshuffle(now, self.config.fold))
         self.scheduler.set_timesteps(self.config.sampling_steps)
         for time in self.scheduler.timesteps:
             with bf16_autocast(device):
-                predicted = self._denoise(x, time, memory, state, next_state, action, tokens)
+                predicted = self._denoise(
+                    x, time, memory, state, next_state, action, tokens, None, known
+                )
             x = self.scheduler.step(predicted, time, x, eta=1.0, generator=generator).prev_sample
         change = F.pixel_shuffle(x, self.config.fold) / self.config.change_scale
-        frame = (memory[:, 0] + change + 0.5).clamp(0, 1)
-        return (frame * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        frame = (self.frames.decode(now + change) + 0.5).clamp(0, 1)
+        frame = (frame * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        self.frames.keep(frame, now + change)
+        return frame
 
     def description(self) -> dict:
         """What a checkpoint needs to build this again."""

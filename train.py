@@ -38,6 +38,7 @@ import torch
 import demos
 import processes
 from camera import Camera
+from checkpoints import save_part
 from demos import Episode, play
 from dreams import OwnRollouts, dream_along
 from evaluate import (
@@ -55,7 +56,7 @@ from novelty import Novelty, NoveltyGauge
 from policy import Policy, imitation_batches
 from ppo import LateExplorer, loop, no_signal
 from reflector import Reflector, calibrate, calibrate_probabilities, frame_batches
-from runs import Run, RunConfig, save_part, versions
+from runs import Run, RunConfig, versions
 from simulator import Simulator, transition_batches
 from tasks import SPLITS, Start
 from vecenv import VecRealEnv
@@ -303,6 +304,7 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
         f"{card['copy_psnr_last']:.1f}), "
         f"hand {card['hand_mm']:.0f} mm off, {card['hand_mm_last']:.0f} at the end"
     )
+    line += f"; {simulator.begun}" if simulator.begun and number == 1 else ""
     ledger = {"imagined_frames": processes.total(world.imagined_frames + judged.imagined_frames)}
     return {"line": line, "ledger": ledger, **result, **card}
 

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
+from checkpoints import save_part
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
@@ -26,7 +28,6 @@ from policy import Policy, PolicyConfig, imitation_batches
 from ppo import LateExplorer, LoopConfig, loop
 from pretrained import PretrainedConfig
 from reflector import Reflector, ReflectorConfig, frame_batches
-from runs import save_part
 from simulator import Simulator, SimulatorConfig, transition_batches
 from tasks import Start
 

@@ -30,6 +30,7 @@ import report
 import runs
 import terminal
 import train
+from checkpoints import save_part
 from demos import Episode
 from policy import Policy, PolicyConfig
 from tasks import Camera, EnvConfig
@@ -292,7 +293,7 @@ def make_run(folder: Path, width: int = 16) -> runs.Run:
     """A debug run that looks trained up to its policy (of `width`); the preset's width is 16."""
     run = runs.Run.create(folder, runs.preset("debug"))
     config = PolicyConfig(width=width, hidden=64)
-    runs.save_part(run.checkpoint("policy"), Policy(config), asdict(config))
+    save_part(run.checkpoint("policy"), Policy(config), asdict(config))
     return run
 
 

@@ -26,6 +26,7 @@ import cli
 import compare
 import runs
 import train
+from checkpoints import save_part
 from policy import Policy
 from ppo import LoopConfig
 from runs import BadRun, Run, RunConfig
@@ -650,7 +651,7 @@ def test_loop_takes_the_settings_of_where_it_plays(tmp_path, monkeypatch, rl_env
     """Dream and reality explore with budgets of their own; nobody may mix them up."""
     config = replace(DEBUG, rl_env=rl_env, probes=0, loop=LoopConfig(groups=3, iterations=7))
     run = runs.Run.create(tmp_path / "run", config)
-    runs.save_part(run.checkpoint("sft"), Policy(config.policy), asdict(config.policy))
+    save_part(run.checkpoint("sft"), Policy(config.policy), asdict(config.policy))
     seen = []
 
     def loop(env, policy, draw, settings, seed, on_iteration):
@@ -674,7 +675,7 @@ def test_filtered_bc_imitates_demonstrations_and_successes(tmp_path, monkeypatch
     """From SFT, with settings of its own; failures teach it nothing; LOOP then begins there."""
     run = runs.Run.create(tmp_path / "run", DEBUG)
     sft = Policy(DEBUG.policy)
-    runs.save_part(run.checkpoint("sft"), sft, asdict(DEBUG.policy))
+    save_part(run.checkpoint("sft"), sft, asdict(DEBUG.policy))
     demonstrations = [SimpleNamespace(name="demo", succeeded=True)]
     exploration = [SimpleNamespace(name=f"explored {i}", succeeded=i == 1) for i in range(3)]
     monkeypatch.setattr(train, "sources", lambda run: (demonstrations, exploration, None))

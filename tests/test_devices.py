@@ -70,3 +70,29 @@ def test_simulator_computes_on_its_device():
     time = torch.zeros((B,), dtype=torch.int64, device=OTHER)
     conditions = (x.to(OTHER) for x in (state, state, action))
     assert simulator._denoise(noisy, time, memory, *conditions, tokens).device == OTHER
+
+
+def test_latents_compute_on_their_device(tmp_path, monkeypatch):
+    """Encoding, denoising, decoding. (The frozen encoders compare pictures by their numbers, so
+    they are out of reach here.)"""
+    import contextlib
+
+    from test_latents import models, save_tiny
+
+    import latents
+
+    # There is no autocast for this device, not even to turn it off.
+    monkeypatch.setattr(latents, "in_float32", lambda x: contextlib.nullcontext())
+    save_tiny(tmp_path, "AutoencoderKL")
+    parts = models({"tiny": tmp_path}, "tiny", "", "", "")
+    config = SimulatorConfig(fold=1, channels=(32, 32), pretrained=parts)
+    simulator = Simulator(config, CAMERA).to(OTHER).eval()
+    state, action = torch.zeros((B, STATE_DIM)), torch.zeros((B, 4, ACTION_DIM))
+    tokens = simulator.reference_tokens(torch.zeros((B, 3, 64, 64)))
+    memory = torch.zeros((B, 4, 3, 64, 64), device=OTHER)
+    noisy = torch.zeros((B, 4, 16, 16), device=OTHER)
+    time = torch.zeros((B,), dtype=torch.int64, device=OTHER)
+    conditions = (x.to(OTHER) for x in (state, state, action))
+    change = simulator._denoise(noisy, time, memory, *conditions, tokens)
+    assert change.device == OTHER and change.shape == noisy.shape
+    assert simulator.frames.decode(change).device == OTHER

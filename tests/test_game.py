@@ -18,6 +18,7 @@ import demos
 import game
 import runs
 from camera import Camera
+from checkpoints import save_part
 from demos import Episode
 from game import Game, Parts
 from policy import Policy
@@ -380,7 +381,7 @@ def finish(run: runs.Run, name: str) -> None:
     else:
         part = Policy(run.config.policy)
         description = runs.asdict(run.config.policy)
-    runs.save_part(run.checkpoint(name), part, description)
+    save_part(run.checkpoint(name), part, description)
 
 
 def test_an_unfinished_run_offers_what_it_has(run):

@@ -14,6 +14,7 @@ import torch
 import cli
 import pretrained
 import runs
+from checkpoints import export_policy, exported_policy, load_part, save_part, used
 from fit import FitConfig, fit
 from instructions import INSTRUCTIONS
 from policy import Policy, PolicyConfig, to_float
@@ -237,7 +238,7 @@ def test_statistics_stand_in_either_file(tmp_path):
     """Older processors have a file of their own, newer ones are part of processor_config.json."""
     statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": statistics}))
-    mean, std = pretrained._picture_statistics(tmp_path)
+    mean, std = pretrained.picture_statistics(tmp_path)
     assert mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3]) and std.shape == (3, 1, 1)
 
 
@@ -372,33 +373,33 @@ def test_saved_are_adapters_and_heads(checkpoint, tmp_path):
     """The file names the model and does not hold it; loaded, it answers the same."""
     policy, batch = moved(vla(checkpoint)).eval(), scripted_batch()
     path = tmp_path / "policy.safetensors"
-    runs.save_part(path, policy, asdict(policy.config))
+    save_part(path, policy, asdict(policy.config))
     for name in policy.state_dict():
         assert not name.startswith("backbone.vlm.") or "lora_" in name
     again = vla(checkpoint, seed=7)
     assert not torch.allclose(answer(again.eval(), batch), answer(policy, batch), atol=1e-3)
-    runs.load_part(path, again, asdict(again.config))
+    load_part(path, again, asdict(again.config))
     assert torch.equal(answer(again, batch), answer(policy, batch))
     other = replace(policy.config, pretrained=large(checkpoint, rank=2))
     with pytest.raises(runs.BadRun, match="lora_rank: saved 4, expected 2"):
-        runs.load_part(path, again, asdict(other))
+        load_part(path, again, asdict(other))
 
 
 def test_merged_answers_as_before(checkpoint, tmp_path):
     """A full checkpoint: no adapters, no peft, the same answers, wherever it is moved."""
     policy, batch = moved(vla(checkpoint)).eval(), scripted_batch()
     before = answer(policy, batch)
-    runs.export_policy(policy, tmp_path / "merged")
+    export_policy(policy, tmp_path / "merged")
     assert torch.equal(answer(policy, batch), before)  # the policy itself stays as it was
     (tmp_path / "merged").rename(tmp_path / "elsewhere")
-    merged = runs.exported_policy(tmp_path / "elsewhere")
+    merged = exported_policy(tmp_path / "elsewhere")
     assert not any("lora_" in name for name, _ in merged.named_parameters())
     assert torch.allclose(answer(merged, batch), before, atol=1e-4)
     plain = vla(checkpoint, rank=0).eval()
     plain.load_state_dict({k: v for k, v in policy.state_dict().items() if "lora_" not in k})
     assert not torch.allclose(answer(plain, batch), before, atol=1e-3)  # the adapters did something
     with pytest.raises(runs.BadRun, match="not empty"):
-        runs.export_policy(policy, tmp_path / "elsewhere")
+        export_policy(policy, tmp_path / "elsewhere")
 
 
 def test_checkpoints_from_before_can_be_read(tmp_path):
@@ -407,12 +408,12 @@ def test_checkpoints_from_before_can_be_read(tmp_path):
     config = PolicyConfig(size=SIZE, width=8, hidden=32)
     old = asdict(config)
     del old["pretrained"]
-    assert runs._used(asdict(config)) == old
+    assert used(asdict(config)) == old
     part = Reflector(ReflectorConfig(size=SIZE, width=32))
-    assert "pretrained" not in runs._used(part.description())["config"]
+    assert "pretrained" not in used(part.description())["config"]
     path = tmp_path / "policy.safetensors"
-    runs.save_part(path, Policy(config), old)
-    runs.load_part(path, Policy(config), asdict(config))
+    save_part(path, Policy(config), old)
+    load_part(path, Policy(config), asdict(config))
     settings = json.loads(runs.config_to_json(runs.preset("debug")))
     for name in ("policy", "reflector"):
         del settings[name]["pretrained"]
@@ -506,12 +507,12 @@ def test_reflector_is_saved_without_the_model(checkpoint, tmp_path):
     reflector, batch = reader(checkpoint).eval(), scripted_frames()
     reflector.threshold.fill_(0.25)
     path = tmp_path / "reflector.safetensors"
-    runs.save_part(path, reflector, reflector.description())
+    save_part(path, reflector, reflector.description())
     assert not any("language_model" in name for name in reflector.state_dict())
     assert path.stat().st_size < 10_000
     again = reader(checkpoint)
     again.head.reset_parameters()
-    runs.load_part(path, again, again.description())
+    load_part(path, again, again.description())
     inputs = (batch["frames"], batch["tokens"], batch["state"])
     assert again.threshold == 0.25
     assert torch.equal(again.reward(*inputs), reflector.reward(*inputs))

@@ -20,6 +20,7 @@ import films
 import runs
 import trust
 from camera import Camera
+from checkpoints import save_part
 from demos import Episode
 from evaluate import test_starts, wilson
 from policy import Policy
@@ -565,9 +566,9 @@ def test_trust_of_a_real_run(tmp_path):
     finally:
         env.close()
     reflector.threshold.fill_(0.01)  # an untrained R is above it: the dream succeeds at once
-    runs.save_part(run.checkpoint("sft"), Policy(config.policy), asdict(config.policy))
-    runs.save_part(run.checkpoint("simulator"), simulator, simulator.description())
-    runs.save_part(run.checkpoint("reflector"), reflector, reflector.description())
+    save_part(run.checkpoint("sft"), Policy(config.policy), asdict(config.policy))
+    save_part(run.checkpoint("simulator"), simulator, simulator.description())
+    save_part(run.checkpoint("reflector"), reflector, reflector.description())
     result = CliRunner().invoke(cli.app, ["trust", str(run.folder), "--starts", "2", "--json"])
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
