@@ -1,13 +1,15 @@
 """A scripted expert for LIBERO: one routine, pick and place, for every task that is no more.
 
-Paper's section: "Evaluation" (demonstrations). LIBERO's own demonstrations were given by people and
-have to be downloaded; this routine needs nothing but the simulator. It reads the goal from the
-task's file ("(On bowl plate)", "(In soup basket)") and where things are from the simulator:
+Paper's section: "Evaluation" (demonstrations). It reads the goal from the task's file ("(On bowl
+plate)", "(In soup basket)") and where things are from the simulator:
 
     above the thing --> down --> close --> lift --> above the goal --> down --> open --> up
 
 and begins again where that was not enough. A bowl or a mug is taken by its rim, anything else
 across its least width. Drawers, doors and knobs it cannot do: tasks that ask for them it fails.
+
+# DEVIATION: the paper imitates LIBERO's demonstrations, which people gave; here a routine's;
+#   because theirs have to be downloaded, and this needs nothing but the simulator.
 """
 
 from __future__ import annotations

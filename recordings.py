@@ -1,7 +1,7 @@
 """What others record, as our episodes: order of steps, chunks, success; HDF5 read.
 
 Paper's section: "Evaluation" (LIBERO's demonstrations are what the paper imitates). Here they can
-be read, looked at and handed on; training itself knows Meta-World's robot only (demos.load).
+be read, looked at and handed on; a run needs the robot of its own environment (demos.load).
 
 Others record N observations o and N actions a, one of each per environment step, in one of two
 orders, and either way N - 1 actions have an observation on both sides; the odd one is dropped:

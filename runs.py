@@ -194,8 +194,8 @@ def preset(name: str) -> RunConfig:
 
 
 def libero_scale() -> RunConfig:
-    """`libero_object` in hours on a processor: as `cpu`, with fewer real episodes, whose steps cost
-    ten times Meta-World's, and more steps of imitation, for twice as many tasks.
+    """`libero_object` on a processor: as `cpu`, with fewer real episodes, whose steps cost several
+    times Meta-World's, and more steps of imitation, for twice as many tasks.
 
     # DEVIATION: the paper evaluates on all 50 fixed starts of each task; here on 10; because that
     #   takes hours on a processor. `--starts 50` is the paper's.
