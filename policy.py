@@ -157,6 +157,7 @@ class Policy(nn.Module):
         super().__init__()
         self.config = config
         state_dim, action_dim = config.robot.state_dim, config.robot.action_dim
+        self.action_shape = (config.chunk, action_dim)  # (K, A)
         if config.backbone == "pretrained":
             # The state is one of its tokens, and each step of the chunk has features of its own.
             self.backbone = VLABackbone(config.pretrained, config.chunk, config.robot)
@@ -201,7 +202,7 @@ class Policy(nn.Module):
             features = self.backbone(image, tokens, self.hand(state) + moved)
             features = torch.cat([features, normalised], dim=-1)
         hidden = self.trunk(features)
-        shape = (-1, self.config.chunk, self.config.robot.action_dim)
+        shape = (-1, *self.action_shape)
         # Expert actions often sit exactly at the limit: a tanh that reaches 1.2
         # need not go to infinity to say 1.
         mean = 1.2 * torch.tanh(self.mean_head(hidden)).view(shape)

@@ -38,7 +38,7 @@ from torch import nn
 import processes
 from fit import device_of
 from policy import Policy, laplace_log_prob, to_float, to_tensors
-from tasks import ACTION_DIM, Start
+from tasks import Start
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Explorer:
     @torch.no_grad()
     def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
         """Noisy chunks (B, K, A) in [-1, 1] where the (B,) mask `running` is set, 0 elsewhere."""
-        chunks = np.zeros((len(running), self.policy.config.chunk, ACTION_DIM), np.float32)
+        chunks = np.zeros((len(running), *self.policy.action_shape), np.float32)
         u = self._uniform(running, 1 if self.shared else chunks.shape[1])
         if not running.any():  # all rest here, while other processes still draw
             return chunks
@@ -214,7 +214,7 @@ class Explorer:
         return draws[everywhere.cumsum()[own] - 1]
 
     def _draw(self, count: int, k: int) -> torch.Tensor:
-        return 2 * torch.rand((count, k, ACTION_DIM), generator=self.generator) - 1
+        return 2 * torch.rand((count, k, self.policy.action_shape[1]), generator=self.generator) - 1
 
     def finish(self, returns, success, mean_success: float, decisions: int) -> Rollouts:
         columns = list(zip(*self.rows, strict=True))

@@ -111,6 +111,8 @@ class Reality(WorldEnv):
 class Push(torch.nn.Module):
     """A policy that pushes x by `dx` in every step; its scale is 0.2."""
 
+    action_shape = (CHUNK, 4)
+
     def __init__(self, dx: float):
         super().__init__()
         self.dx, self.anywhere = dx, torch.nn.Parameter(torch.zeros(()))
