@@ -10,8 +10,6 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from checkpoints import save_part
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
@@ -21,6 +19,7 @@ from test_ppo import Walk
 
 import processes
 from camera import Camera
+from checkpoints import save_part
 from demos import Episode, play
 from fit import FitConfig, fit
 from kinematics import Kinematics, episode_batches
