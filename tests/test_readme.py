@@ -199,3 +199,36 @@ def test_every_departure_is_told():
     for path in SOURCES:
         marks = re.findall(r"^\s*# DEVIATION:", path.read_text(), re.M)
         assert told.count(path.name) == len(marks), path.name
+
+
+# -------------------------------------------------------------------------------------- the example
+
+
+def test_the_example_of_a_task_can_be_played(monkeypatch):
+    """README's own task, as it is written there: the expert succeeds, an equal seed gives an equal
+    start, a snapshot goes on as if nothing had happened, and the hand is drawn where it is."""
+    import numpy as np
+
+    import instructions
+
+    text = README.split("## Add your own task")[1].split("```python")[1].split("```")[0]
+    monkeypatch.setitem(instructions.INSTRUCTIONS, "dot", ("reach the edge",) * 3)
+    spaces: dict = {}
+    exec(compile(text, "README.md", "exec"), spaces)
+    env, again = spaces["DotEnv"](), spaces["DotEnv"]()
+    first, _ = env.reset(seed=7)
+    assert np.array_equal(again.reset(seed=7)[0]["image"], first["image"])
+    assert not np.array_equal(again.reset(seed=8)[0]["state"], first["state"])
+    assert env.observation_space.contains(first)
+    column, row = env.camera.project(first["state"][:3]).astype(int)
+    assert first["image"][row, column].min() == 255 and first["image"].mean() < 5
+    _, observation, *_ = env.expert_step()
+    saved = env.snapshot()
+    after = env.expert_step()[1]
+    env.restore(saved)
+    assert np.array_equal(env.expert_step()[1]["state"], after["state"])
+    decisions = 3  # of which one was played twice
+    while not env.expert_step()[3]:
+        decisions += 1
+        assert decisions < env.config.horizon
+    assert env.snapshot()["own"][1]
