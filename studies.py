@@ -26,7 +26,7 @@ from gauge import shares
 from instructions import TASKS
 from policy import Policy, PolicyConfig, imitation_batches
 from runs import BadRun, Run, RunConfig, with_tasks
-from tasks import EnvConfig, Start, split_seeds
+from tasks import METAWORLD, EnvConfig, Start, split_seeds
 from train import hardware
 from vecenv import VecRealEnv
 
@@ -190,6 +190,7 @@ def collect(run_folders: list[Path], results: Path) -> None:
 def _command(run: Run) -> str:
     config = run.config
     words = [f"python cli.py train --demos {config.demos} --seed {config.seed}"]
+    words += ["--preset libero"] if config.env.robot != METAWORLD else []
     words += [f"--starts {config.test_starts}"] if config.test_starts != 50 else []
     words += ["--env real"] if config.rl_env == "real" else []
     words += [f"--iterations {config.rl.iterations}"]
@@ -209,10 +210,11 @@ def _commit() -> str:
 
 
 def summarize_runs(results: Path) -> dict:
-    """results/runs/*.json -> results/summary.json: one flat object,
+    """results/runs/*.json, those of Meta-World -> results/summary.json: one flat object,
     every value with interval, n, command and commit."""
     records = [json.loads(path.read_text()) for path in sorted((results / "runs").glob("*.json"))]
     records = [r for r in records if r["config"]["loop"]["branch"]]  # --plain runs stand alone
+    records = [r for r in records if set(r["config"]["tasks"]) <= set(TASKS)]  # and LIBERO's too
     dream = [r for r in records if r["config"]["rl_env"] == "dream"]
     real = [r for r in records if r["config"]["rl_env"] == "real"]
     summary: dict[str, dict] = {}

@@ -201,6 +201,18 @@ def test_every_departure_is_told():
         assert told.count(path.name) == len(marks), path.name
 
 
+def test_a_run_on_libero_does_not_enter_the_summary(tmp_path):
+    """Its figures are another benchmark's: the summary stays what it was."""
+    (tmp_path / "runs").mkdir()
+    for path in (ROOT / "results" / "runs").glob("*.json"):
+        (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
+    before = studies.summarize_runs(tmp_path)
+    record = json.loads(next((ROOT / "results" / "runs").glob("dream-*.json")).read_text())
+    record["config"]["tasks"] = ["libero-object-milk"]
+    (tmp_path / "runs" / "other.json").write_text(json.dumps(record))
+    assert studies.summarize_runs(tmp_path) == before
+
+
 # -------------------------------------------------------------------------------------- the example
 
 
