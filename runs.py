@@ -115,6 +115,12 @@ class RunConfig:
                 f"seed: got {self.seed}, expected 0 to 99 "
                 "(each seed owns its own demonstration starts)"
             )
+        needed = self.rl.groups * self.rl.rollouts
+        if self.slots < needed:
+            raise ValueError(
+                f"slots: got {self.slots}, expected {needed} or more, one for each rollout of an "
+                f"iteration ({self.rl.groups} groups of {self.rl.rollouts})"
+            )
         if self.stop_rule not in ("real", "novelty"):
             raise ValueError(f"stop rule: got {self.stop_rule!r}, expected 'real' or 'novelty'")
         if self.rl_env not in ("dream", "real"):
@@ -181,6 +187,7 @@ def preset(name: str) -> RunConfig:
             kinematics_fit=replace(base.kinematics_fit, steps=1000),
             reflector_fit=replace(base.reflector_fit, steps=300, batch=32),
             loop=replace(base.loop, iterations=3, groups=8),
+            real_loop=replace(base.real_loop, groups=8),
         )
     if name == "gpu":
         return gpu_scale()
@@ -203,11 +210,12 @@ def libero_scale() -> RunConfig:
     base = with_tasks(RunConfig(), tuple(LIBERO_SUITES["libero_object"]))
     return replace(
         base,
-        slots=64,
+        slots=128,
         exploration=24,
         probes=4,
         test_starts=10,
         sft=replace(base.sft, steps=4000),
+        real_loop=replace(base.real_loop, groups=16),
     )
 
 
@@ -223,6 +231,7 @@ def gpu_scale() -> RunConfig:
     base = RunConfig()
     return replace(
         base,
+        slots=512,
         simulator=SimulatorConfig(fold=2, channels=(128, 256, 384)),
         simulator_fit=replace(base.simulator_fit, steps=20_000, batch=128),
         reflector=ReflectorConfig(width=256),

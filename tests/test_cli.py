@@ -123,6 +123,17 @@ def test_config_prints_json_that_is_the_preset(preset):
     assert "preset" in result.stderr  # the notes stay off stdout
 
 
+@pytest.mark.parametrize("preset", ["cpu", "debug", "notebook", "gpu", "paper", "libero"])
+def test_an_iteration_of_either_world_fits_into_the_slots(preset):
+    """In every preset each rollout has a slot; settings in which one has none are refused."""
+    for world in ("dream", "real"):
+        config = replace(runs.preset(preset), rl_env=world)
+        needed = config.rl.groups * config.rl.rollouts
+        assert config.slots >= needed
+        with pytest.raises(ValueError, match=f"got {needed - 1}, expected {needed} or more"):
+            replace(config, slots=needed - 1)
+
+
 def test_options_of_train_reach_the_settings():
     config = cli.build_config("debug", " reach , push ", 3, 7, "real", 5, 2, 9, plain=True)
     assert (config.tasks, config.demos, config.seed) == (("reach", "push"), 3, 7)
