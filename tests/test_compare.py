@@ -649,7 +649,8 @@ def test_killed_and_resumed(tmp_path):
 @pytest.mark.parametrize("rl_env", ["real", "dream"])
 def test_loop_takes_the_settings_of_where_it_plays(tmp_path, monkeypatch, rl_env):
     """Dream and reality explore with budgets of their own; nobody may mix them up."""
-    config = replace(DEBUG, rl_env=rl_env, probes=0, loop=LoopConfig(groups=3, iterations=7))
+    loops = LoopConfig(groups=3, iterations=7)
+    config = replace(DEBUG, rl_env=rl_env, probes=0, slots=24, loop=loops)
     run = runs.Run.create(tmp_path / "run", config)
     save_part(run.checkpoint("sft"), Policy(config.policy), asdict(config.policy))
     seen = []
