@@ -9,8 +9,8 @@ Paper's section: "RL post-training". What is kept and what is not:
     3. kept     the ratio from the log-probabilities of the Laplace policy, r = 1 at the first step
     4. departs  *branching*: see `branch_rollouts`; with `branch=0` it is the paper's setting
                 (`plain_rollouts`)
-    5. departs  the return may carry a small time penalty,
-                so that a group in which all succeed still has spread
+    5. departs  the return may carry a small time penalty, so that a group in which all succeed
+                still has spread; and it is 0 where nothing stopped the episode
     6. departs  every weight of the small policy is trained with one rate (no LoRA: there is no
                 large backbone); a pretrained one has LoRA and two rates, as in the paper
 
@@ -358,11 +358,12 @@ def play_branches(
 
 
 def _returns(success, reward, length, horizon: int, config: LoopConfig) -> np.ndarray:
-    # R = reward at the stop * (1 - time_penalty * T / horizon); an episode that never stopped
-    # returns its last reward as it is: 0 in the real environment, the reflector's small value in
-    # the dream (a continuous signal).
-    discount = np.where(success, 1 - config.time_penalty * length / horizon, 1.0)
-    return (reward * discount).astype(np.float32)
+    # R_n = R at the stop * (1 - time_penalty * T / horizon), and 0 where nothing stopped the episode.
+    # DEVIATION: the paper's return is the reflector's value whether or not it stops; here 0 where it
+    #   does not; because calibrated values below the threshold are noise, a group that is never
+    #   stopped differs by nothing else, and Adam makes full steps of it [measured here:
+    #   results/RECIPE.md, LIBERO].
+    return (success * reward * (1 - config.time_penalty * length / horizon)).astype(np.float32)
 
 
 def everyones(own: Rollouts) -> Rollouts:

@@ -275,16 +275,16 @@ def test_plain_rollouts_record_decisions_up_to_the_stop(noise):
     assert (rollouts.state[:, 2] == rollouts.member).all()
     assert (rollouts.state[:, 3] == rollouts.member // 4).all()  # a group shares its start
     assert rollouts.success.tolist() == [[True, True, True, False]] * 2
-    # the slot that never stops returns its last reward, as the reflector's small value in a dream
-    assert np.allclose(rollouts.returns, [[1.0, 0.5, 1.0, 0.125]] * 2)
+    # the slot that never stops returns nothing, whatever the reflector's last value was
+    assert np.allclose(rollouts.returns, [[1.0, 0.5, 1.0, 0.0]] * 2)
 
 
 def test_returns_pay_for_time():
-    """R = reward * (1 - penalty * T / horizon) on success, the bare reward otherwise."""
+    """R = reward * (1 - penalty * T / horizon) on success, 0 otherwise."""
     config = LoopConfig(groups=2, rollouts=4, branch=0, time_penalty=0.2)
     env = Timetable(8, horizon=3)
     rollouts = plain_rollouts(env, small_policy(), starts(2), config, seeded())
-    twin = [1.0 * (1 - 0.2 * 1 / 3), 0.5 * (1 - 0.2 * 2 / 3), 1.0 * (1 - 0.2 * 3 / 3), 0.125]
+    twin = [1.0 * (1 - 0.2 * 1 / 3), 0.5 * (1 - 0.2 * 2 / 3), 1.0 * (1 - 0.2 * 3 / 3), 0.0]
     assert np.allclose(rollouts.returns, [twin, twin])
 
 
