@@ -358,9 +358,9 @@ def play_branches(
 
 
 def _returns(success, reward, length, horizon: int, config: LoopConfig) -> np.ndarray:
-    # R_n = R at the stop * (1 - time_penalty * T / horizon), and 0 where nothing stopped the episode.
-    # DEVIATION: the paper's return is the reflector's value whether or not it stops; here 0 where it
-    #   does not; because calibrated values below the threshold are noise, a group that is never
+    # R_n = R at the stop * (1 - time_penalty * T / horizon), and 0 where nothing stopped it.
+    # DEVIATION: the paper's return is the reflector's value whether or not it stops; here 0 where
+    #   it does not; because calibrated values below the threshold are noise, a group that is never
     #   stopped differs by nothing else, and Adam makes full steps of it [measured here:
     #   results/RECIPE.md, LIBERO].
     return (success * reward * (1 - config.time_penalty * length / horizon)).astype(np.float32)
