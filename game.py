@@ -34,7 +34,7 @@ from runs import BadRun, Run
 from tasks import EnvConfig
 from vecenv import VecRealEnv
 from vlm import tokenize
-from worldenv import WorldEnv
+from worldenv import NoReflector, WorldEnv
 
 ACTORS = ("you", "sft", "policy", "expert")
 # A person needs longer than the policies: both worlds end here, not at the run's horizon. What the
@@ -104,15 +104,6 @@ def load_parts(run: Run) -> Parts:
         else:
             parts.notes.append(f"No {words} policy yet; {missing}.")
     return parts
-
-
-class NoReflector:
-    """Stands where a reflector is still missing: no reward (NaN), and never a stop."""
-
-    threshold = torch.tensor(float("inf"))
-
-    def reward(self, frames, tokens, state) -> torch.Tensor:
-        return torch.full((len(frames),), float("nan"))
 
 
 # ------------------------------------------------------------------------------------------- a hand

@@ -60,7 +60,7 @@ from runs import Run, RunConfig, versions
 from simulator import Simulator, transition_batches
 from tasks import SPLITS, Start
 from vecenv import VecRealEnv
-from worldenv import WorldEnv, start_frames
+from worldenv import NoReflector, WorldEnv, start_frames
 
 STAGES = (
     "demos", "sft", "explore", "filtered_bc", "simulator", "reflector", "rl", "evaluate",
@@ -329,16 +329,7 @@ def _refresh(fit: FitConfig) -> FitConfig:
 def open_loop(run: Run, simulator: Simulator, slots: int) -> WorldEnv:
     """A dream for `dream_along`: it continues real episodes, and nothing stops it."""
     seed = run.config.seed + 1000 * processes.rank()
-    return WorldEnv(simulator, _NoReflector(), {}, slots, run.config.env, seed)
-
-
-class _NoReflector:
-    """Stands in for the reflector where only pictures are wanted: it never stops."""
-
-    threshold = torch.tensor(1.0)
-
-    def reward(self, frames, tokens, state) -> torch.Tensor:
-        return torch.zeros(len(frames))
+    return WorldEnv(simulator, NoReflector(), {}, slots, run.config.env, seed)
 
 
 def _dream_strips(run: Run, world: WorldEnv, episodes: list[Episode]) -> None:

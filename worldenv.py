@@ -195,6 +195,16 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         return self._observations()
 
 
+class NoReflector:
+    """Stands where a reflector is missing, or only pictures are wanted: no reward (NaN), and never
+    a stop."""
+
+    threshold = torch.tensor(float("inf"))
+
+    def reward(self, frames, tokens, state) -> torch.Tensor:
+        return torch.full((len(frames),), float("nan"))
+
+
 def start_frames(episodes) -> dict[Start, tuple[np.ndarray, np.ndarray]]:
     """The first frame and state of every episode:
     the real start states from which dreams may begin."""

@@ -26,8 +26,7 @@ from fit import fit
 from policy import Policy, imitation_batches
 from runs import preset
 from simulator import Simulator, transition_batches
-from train import _NoReflector
-from worldenv import WorldEnv
+from worldenv import NoReflector, WorldEnv
 
 
 def recorded(seed: int, length: int = 10) -> Episode:
@@ -64,7 +63,7 @@ if __name__ == "__main__":
     policy, simulator = Policy(config.policy), Simulator(config.simulator, camera)
     simulator.album.fill(episodes)
     simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
-    world = WorldEnv(simulator, _NoReflector(), {}, 16 // processes.world(), config.env)
+    world = WorldEnv(simulator, NoReflector(), {}, 16 // processes.world(), config.env)
     pictures, moves = replace(config.simulator_fit, steps=8), replace(config.sft, steps=20)
     seconds = {
         "sft": timed(lambda: fit(policy, imitation_batches(episodes, moves.batch, 0), moves)),
