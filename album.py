@@ -47,8 +47,10 @@ class Album(nn.Module):
         super().__init__()
         self.register_buffer("frames", torch.zeros(pages, size, size, 3, dtype=torch.uint8))
         self.register_buffer("states", torch.full((pages, state_dim), NOWHERE))
-        self.register_buffer("scenes", torch.zeros(pages, 3 * THUMBNAIL**2))
         self.register_buffer("owners", torch.full((pages,), -1))
+        # An episode's pages share its scene: `scenes` holds each once, `scene_of` says whose.
+        self.register_buffer("scenes", torch.zeros(pages, 3 * THUMBNAIL**2))
+        self.register_buffer("scene_of", torch.zeros(pages, dtype=torch.int64))
         self.register_buffer("weight", torch.tensor(weights(state_dim)))
 
     def fill(self, episodes) -> None:
@@ -69,7 +71,10 @@ class Album(nn.Module):
         self.frames[:n] = torch.from_numpy(np.stack([frames[i] for i in chosen]))
         self.states[:n] = torch.from_numpy(states[chosen])
         self.owners[:n] = torch.from_numpy(owners[chosen])
-        self.scenes[:n] = scenes[torch.from_numpy(owners[chosen])]
+        seen, scene_of = np.unique(owners[chosen], return_inverse=True)
+        self.scenes[: len(seen)] = scenes[torch.from_numpy(seen)]
+        self.scene_of.zero_()
+        self.scene_of[:n] = torch.from_numpy(scene_of)
 
     def recall(
         self, state: torch.Tensor, first: torch.Tensor, owner: torch.Tensor | None = None
@@ -82,9 +87,10 @@ class Album(nn.Module):
         owner: (B,) numbers of episodes whose own pages do not count. While the simulator trains it
         must not be shown the very frame that it is asked for.
         """
-        scene = torch.cdist(thumbnail(first), self.scenes, p=1) / self.scenes.shape[1]  # (B, N)
-        distance = torch.cdist(state * self.weight, self.states * self.weight)
-        distance = distance + SCENE_WEIGHT * scene
+        scenes = self.scenes[: int(self.scene_of.max()) + 1]
+        scene = torch.cdist(thumbnail(first), scenes, p=1) / scenes.shape[1]
+        distance = torch.cdist(state * self.weight, self.states * self.weight)  # (B, N)
+        distance = distance + SCENE_WEIGHT * scene[:, self.scene_of]
         if owner is not None:
             distance = distance + NOWHERE * (owner[:, None] == self.owners)
         page = distance.argmin(1)

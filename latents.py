@@ -232,8 +232,8 @@ class Latents(Frozen):
 
     An imagined frame is remembered together with its latent (`keep`), so that the next decision
     does not encode what was decoded: after thirty such rounds little of a picture is left. Other
-    frames are encoded: the carried and the recalled one in each denoising step, in training memory
-    and next frame as well. With Stable Diffusion's autoencoder that is most of what the simulator
+    frames are encoded: the carried and the recalled one of each decision, in training memory and
+    next frame as well. With Stable Diffusion's autoencoder that is most of what the simulator
     computes."""
 
     rows = 64  # frames that are encoded at a time

@@ -97,10 +97,11 @@ class Reflector(nn.Module):
         tokens: torch.Tensor,
         state: torch.Tensor,
         moved: torch.Tensor | float = 0.0,
+        landmarks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, 9, H, W) float in [-0.5, 0.5] (first, previous, current), (B, L) and (B, S) now
         -> (B,) logits of success. moved: by how much the frames were shifted, see
-        `policy.random_shift`."""
+        `policy.random_shift`; landmarks: of the first frames, if they are known already."""
         numbers = (state - self.middle) / self.spread
         if self.frozen:  # three pictures in one prompt
             return self.head(torch.cat([self.vlm(frames, tokens), numbers], dim=1)).squeeze(-1)
@@ -108,7 +109,8 @@ class Reflector(nn.Module):
         # What changed is the question, so changes are what the encoder sees beside the frame.
         picture = torch.cat([current, current - first, current - previous], dim=1)
         hand = self.hand(state) + moved
-        landmarks = self.landmarks(first, mean_word(self.vlm.words, tokens))
+        if landmarks is None:
+            landmarks = self.landmarks(first, mean_word(self.vlm.words, tokens))
         numbers = torch.cat([numbers, from_the_hand(landmarks, hand)], dim=1)
         return self.head(self.vlm(picture, tokens, numbers, hand)).squeeze(-1)
 
@@ -130,17 +132,33 @@ class Reflector(nn.Module):
         return loss, {"accuracy": accuracy}
 
     @torch.no_grad()
+    def first_look(self, first: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor | None:
+        """First frames (B, H, W, 3) uint8 and tokens (B, L) -> their landmarks (B, 2 LANDMARKS),
+        which stay the same during an episode: half of the work of `reward`. None for a frozen VLM,
+        which remembers its features itself."""
+        if self.frozen:
+            return None
+        device = device_of(self)
+        picture = stack_frames(first.to(device)[:, None])
+        return self.landmarks(picture, mean_word(self.vlm.words, tokens.to(device)))
+
+    @torch.no_grad()
     def reward(
-        self, frames: torch.Tensor, tokens: torch.Tensor, state: torch.Tensor
+        self,
+        frames: torch.Tensor,
+        tokens: torch.Tensor,
+        state: torch.Tensor,
+        landmarks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """R in [0, 1], (B,), for (B, 3, H, W, 3) uint8 frames (first, previous, current),
-        tokens (B, L) and the current state (B, S), on any device.
+        """R in [0, 1], (B,) float32, for (B, 3, H, W, 3) uint8 frames (first, previous, current),
+        tokens (B, L) and the current state (B, S), on any device; landmarks: from `first_look`, if
+        they are known already.
 
         R = sigmoid(a z + b), z the logits, (a, b) from `calibrate_probabilities` (1 and 0 before).
         """
         device = device_of(self)
         frames, tokens, state = (x.to(device) for x in (frames, tokens, state))
-        logits = self.logits(stack_frames(frames), tokens, state)
+        logits = self.logits(stack_frames(frames), tokens, state, landmarks=landmarks)
         return torch.sigmoid(self.platt[0] * logits + self.platt[1])
 
     def description(self) -> dict:
@@ -150,7 +168,8 @@ class Reflector(nn.Module):
 def stack_frames(frames: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W, 3) uint8 -> (B, 9, H, W) float32 in [-0.5, 0.5]."""
     b, n, h, w, c = frames.shape
-    return frames.permute(0, 1, 4, 2, 3).reshape(b, n * c, h, w).float() / 255 - 0.5
+    # Rearranged while a number is one byte and not four.
+    return frames.permute(0, 1, 4, 2, 3).reshape(b, n * c, h, w).float().div_(255).sub_(0.5)
 
 
 def _augment(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

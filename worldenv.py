@@ -36,7 +36,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
     simulator: has next_state(state, motion, action), next_frame(memory, state, next_state,
         action, tokens, generator) and reference_tokens(first), as simulator.Simulator;
-        reflector: has reward(frames, tokens, state) and threshold.
+        reflector: has first_look(first, tokens), reward(frames, tokens, state, landmarks) and
+        threshold, as reflector.Reflector.
     starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a
         dream may begin.
 
@@ -100,11 +101,14 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         return self._observations(), {"success": np.zeros(self.num_envs, bool)}
 
     def _prepare(self) -> None:
-        """What does not change during an episode: reference tokens and instruction tokens."""
+        """What does not change during an episode: reference tokens, instruction tokens and the
+        reflector's landmarks."""
         first = torch.from_numpy(self._history[:, 0]).permute(0, 3, 1, 2).float() / 255 - 0.5
         with torch.no_grad():
             self._reference = self.simulator.reference_tokens(first)
         self._tokens = tokenize(self._texts)
+        first = torch.from_numpy(self._history[:, 0])
+        self._landmarks = self.reflector.first_look(first, self._tokens)
 
     def _observations(self) -> dict:
         slots = np.arange(self.num_envs)
@@ -165,7 +169,9 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             [self._history[on, 0], self._history[on, time - 1], self._history[on, time]], axis=1
         )
         state = torch.from_numpy(self._states[on])
-        rewards = self.reflector.reward(torch.from_numpy(frames), self._tokens[on], state)
+        landmarks = None if self._landmarks is None else self._landmarks[on]
+        frames = torch.from_numpy(frames)
+        rewards = self.reflector.reward(frames, self._tokens[on], state, landmarks)
         return rewards.cpu().numpy()
 
     # -- a dream can be continued from any of its moments, any number of times:
@@ -201,7 +207,10 @@ class NoReflector:
 
     threshold = torch.tensor(float("inf"))
 
-    def reward(self, frames, tokens, state) -> torch.Tensor:
+    def first_look(self, first, tokens) -> None:
+        return None
+
+    def reward(self, frames, tokens, state, landmarks=None) -> torch.Tensor:
         return torch.full((len(frames),), float("nan"))
 
 

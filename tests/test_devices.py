@@ -68,8 +68,8 @@ def test_simulator_computes_on_its_device():
     memory = torch.zeros((B, 4, 3, 64, 64), device=OTHER)
     noisy = torch.zeros((B, 48, 16, 16), device=OTHER)
     time = torch.zeros((B,), dtype=torch.int64, device=OTHER)
-    conditions = (x.to(OTHER) for x in (state, state, action))
-    assert simulator._denoise(noisy, time, memory, *conditions, tokens).device == OTHER
+    conditions = simulator.conditions(memory, *(x.to(OTHER) for x in (state, state, action)))
+    assert simulator._denoise(noisy, time, *conditions, tokens).device == OTHER
 
 
 def test_latents_compute_on_their_device(tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_latents_compute_on_their_device(tmp_path, monkeypatch):
     memory = torch.zeros((B, 4, 3, 64, 64), device=OTHER)
     noisy = torch.zeros((B, 4, 16, 16), device=OTHER)
     time = torch.zeros((B,), dtype=torch.int64, device=OTHER)
-    conditions = (x.to(OTHER) for x in (state, state, action))
-    change = simulator._denoise(noisy, time, memory, *conditions, tokens)
+    conditions = simulator.conditions(memory, *(x.to(OTHER) for x in (state, state, action)))
+    change = simulator._denoise(noisy, time, *conditions, tokens)
     assert change.device == OTHER and change.shape == noisy.shape
     assert simulator.frames.decode(change).device == OTHER

@@ -8,7 +8,7 @@ from demos import Episode
 from dreams import OwnRollouts, dream_along
 from simulator import memory_indices, transition_batches
 from tasks import EnvConfig
-from worldenv import WorldEnv
+from worldenv import NoReflector, WorldEnv
 
 SIZE, CHUNK = 16, 2
 CONFIG = EnvConfig(size=SIZE, chunk=CHUNK, horizon=8)
@@ -28,12 +28,12 @@ class Brightening:
         return memory[:, 0] + brighter[:, None, None, None]
 
 
-class AlwaysStop:
+class AlwaysStop(NoReflector):
     """Would end every dream at once."""
 
     threshold = torch.tensor(0.5)
 
-    def reward(self, frames, tokens, state):
+    def reward(self, frames, tokens, state, landmarks=None):
         return torch.ones(len(frames))
 
 

@@ -27,7 +27,7 @@ from evaluate import (
 )
 from tasks import ACTION_DIM, EnvConfig, Start, split_of
 from train import evaluate_all
-from worldenv import WorldEnv, start_frames
+from worldenv import NoReflector, WorldEnv, start_frames
 
 SIZE, CHUNK = 16, 2
 
@@ -50,12 +50,12 @@ def scripted_episode(
     )
 
 
-class Brightness:
+class Brightness(NoReflector):
     """A scripted reflector: R is the brightness of the current frame over 100; eta is 0.5."""
 
     threshold = torch.tensor(0.5)
 
-    def reward(self, frames, tokens, state) -> torch.Tensor:
+    def reward(self, frames, tokens, state, landmarks=None) -> torch.Tensor:
         return frames[:, 2].float().mean((1, 2, 3)) / 100
 
 
@@ -193,7 +193,7 @@ class Brightening:
 class AlwaysStop(Brightness):
     """Would end every dream at once."""
 
-    def reward(self, frames, tokens, state):
+    def reward(self, frames, tokens, state, landmarks=None):
         return torch.ones(len(frames))
 
 

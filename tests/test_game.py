@@ -26,6 +26,7 @@ from reflector import Reflector
 from simulator import Simulator
 from tasks import EnvConfig
 from vecenv import VecRealEnv
+from worldenv import NoReflector
 
 SIZE, CHUNK, DIMENSIONS = 16, 2, 4
 ETA = 0.75
@@ -68,12 +69,12 @@ class ScriptedSimulator:
         return torch.from_numpy(picture(float(next_state[0, 0])))[None]
 
 
-class ScriptedReflector:
+class ScriptedReflector(NoReflector):
     """R is the current frame's brightness, as x."""
 
     threshold = torch.tensor(ETA)
 
-    def reward(self, frames, tokens, state):
+    def reward(self, frames, tokens, state, landmarks=None):
         assert frames.shape[1:] == (3, SIZE, SIZE, 3) and frames.dtype == torch.uint8
         assert (tokens > 0).any() and len(state) == len(frames)
         return frames[:, 2].float().mean((1, 2, 3)) / 100

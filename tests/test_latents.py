@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_simulator import CAMERA, CHUNK, SIZE, imagine, moving_square, squared_error
+from test_simulator import (
+    CAMERA,
+    CHUNK,
+    SIZE,
+    denoised,
+    imagine,
+    moving_square,
+    squared_error,
+)
 
 import cli
 import latents
@@ -23,7 +31,7 @@ from latents import Encoder, Latents, SimulatorModels, check_models, check_part
 from pretrained import BadCheckpoint
 from simulator import MEMORY, SOURCES, Simulator, SimulatorConfig
 from tasks import EnvConfig, Start
-from worldenv import WorldEnv
+from worldenv import NoReflector, WorldEnv
 
 FACTOR, CHANNELS = 4, 4  # of the tiny autoencoders: 32 pixels are 8 x 8 latents
 STATISTICS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.3, 0.25]}
@@ -424,15 +432,15 @@ def test_every_model_reaches_the_frame(hub):
     side = SIZE // FACTOR
     noisy, time = torch.randn(2, CHANNELS, side, side), torch.tensor([999, 999])
     with torch.no_grad():
-        plain = simulator._denoise(noisy, time, **inputs)
+        plain = denoised(simulator, noisy, time, **inputs)
         assert plain.shape == noisy.shape
         for part in (slice(0, of_clip), slice(of_clip, None)):
             other = tokens.clone()
             other[:, part] += 0.5
-            changed = simulator._denoise(noisy, time, **inputs | {"tokens": other})
+            changed = denoised(simulator, noisy, time, **inputs | {"tokens": other})
             assert (changed - plain).abs().max() > 1e-5
         for name in ("memory", "state", "next_state", "action"):
-            changed = simulator._denoise(noisy, time, **inputs | {name: inputs[name] + 0.3})
+            changed = denoised(simulator, noisy, time, **inputs | {name: inputs[name] + 0.3})
             assert (changed - plain).abs().max() > 1e-5, name
 
 
@@ -721,10 +729,10 @@ def test_the_real_command_with_every_model(hub, tmp_path, capsys):
     for encoder in simulator.reference.encoders:
         encoder.model.register_forward_hook(lambda m, args, out: read.append(len(out[0])))
 
-    class Never:
+    class Never(NoReflector):
         threshold = torch.tensor(1.0)
 
-        def reward(self, frames, tokens, state):
+        def reward(self, frames, tokens, state, landmarks=None):
             return torch.zeros(len(frames))
 
     start = Start(episodes[0].task, episodes[0].seed)

@@ -22,6 +22,7 @@ from reflector import (
     stack_frames,
 )
 from vlm import TOKENS, tokenize
+from worldenv import NoReflector
 
 SIZE = 32
 
@@ -50,13 +51,13 @@ def scripted_episode(success: list[int], task: str = "drawer-open", offset: int 
     )
 
 
-class Brightness:
+class Brightness(NoReflector):
     """A scripted reflector: R is the brightness of the current frame over 100."""
 
     def __init__(self):
         self.threshold = torch.tensor(0.5)
 
-    def reward(self, frames, tokens, state) -> torch.Tensor:
+    def reward(self, frames, tokens, state, landmarks=None) -> torch.Tensor:
         assert frames.shape[1:] == (3, SIZE, SIZE, 3) and tokens.shape == (len(frames), TOKENS)
         return frames[:, 2].float().mean((1, 2, 3)) / 100
 
@@ -113,6 +114,18 @@ def test_a_row_is_judged_alone():
         ]
     )
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_landmarks_that_are_known_give_the_same_reward():
+    """A dream looks at its first frame once; the rewards are those of looking each time."""
+    reflector, frames = small_reflector().eval(), random_frames(3)
+    tokens = tokenize(["open the drawer", "press the handle down", "reach the goal"])
+    known = reflector.first_look(frames[:, 0], tokens)
+    assert known.shape == (3, 2 * LANDMARKS)
+    reward = reflector.reward(frames, tokens, hands(3), known)
+    assert torch.allclose(reward, reflector.reward(frames, tokens, hands(3)), atol=1e-6)
+    other = reflector.reward(frames, tokens, hands(3), known.roll(1, 0))
+    assert (other - reward).abs().max() > 1e-5
 
 
 def test_every_frame_and_the_words_are_read():
@@ -317,7 +330,7 @@ def test_platt_scaling_recovers_the_true_probabilities():
         truth.append(1 / (1 + np.exp(-(np.round(20 * (logit + 3) + 60) / 20 - 6))))
 
     class Overconfident(Reflector):
-        def logits(self, frames, tokens, state):
+        def logits(self, frames, tokens, state, landmarks=None):
             brightness = 255 * (frames[:, 6:].mean((1, 2, 3)) + 0.5)
             return 2 * (brightness / 20 - 6) + 1
 

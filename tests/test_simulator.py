@@ -284,6 +284,37 @@ def test_overfits_one_batch():
     assert squared_error(imagine(simulator, batch), batch) < 0.15 * copied
 
 
+def denoised(simulator, noisy, time, memory, state, next_state, action, tokens):
+    """The network's x_0 from the conditions as a batch or a dream has them."""
+    conditions = simulator.conditions(memory, state, next_state, action)
+    return simulator._denoise(noisy, time, *conditions, tokens)
+
+
+def test_the_folded_mixture_is_that_of_pixels():
+    """A slow twin: unfold the U-Net's output, mix paint and sources pixel by pixel, fold again."""
+    simulator, batch = small_simulator().eval(), moving_square(2)
+    memory = batch["memory"].float().movedim(-1, -3) / 255 - 0.5
+    states = batch["state"], batch["next_state"], batch["action"]
+    tokens, noisy, time = torch.randn(2, 16, 64), torch.randn(2, 48, 8, 8), torch.tensor([999, 999])
+    fold, scale = simulator.config.fold, simulator.config.change_scale
+    with torch.no_grad():
+        sources, drawn, vector = simulator.conditions(memory, *states)
+        inputs = torch.cat([noisy, sources.flatten(1, 2), drawn], dim=1)
+        output = simulator.unet(
+            inputs, time, encoder_hidden_states=tokens, class_labels=vector
+        ).sample
+        pixels = torch.nn.functional.pixel_shuffle(output, fold)
+        weight = pixels[:, 3:].softmax(dim=1)
+        frames = torch.nn.functional.pixel_shuffle(sources, fold)  # (B, M+2, 3, H, W)
+        assert torch.allclose(frames[:, :MEMORY], memory)
+        change = weight[:, :1] * pixels[:, :3]
+        for m in range(SOURCES):
+            change += weight[:, 1 + m : 2 + m] * scale * (frames[:, m] - frames[:, 0])
+        expected = torch.nn.functional.pixel_unshuffle(change, fold)
+        x_0 = simulator._denoise(noisy, time, sources, drawn, vector, tokens)
+    assert torch.allclose(x_0, expected, atol=1e-5)
+
+
 def test_the_frame_depends_on_every_condition():
     """Memory, states, action and reference tokens all reach the output of the network."""
     simulator, batch = small_simulator().eval(), moving_square(2)
@@ -296,9 +327,9 @@ def test_the_frame_depends_on_every_condition():
     }
     noisy, time = torch.randn(2, 48, 8, 8), torch.tensor([999, 999])
     with torch.no_grad():
-        plain = simulator._denoise(noisy, time, **inputs)
+        plain = denoised(simulator, noisy, time, **inputs)
         for name in inputs:
-            changed = simulator._denoise(noisy, time, **{**inputs, name: inputs[name] + 0.3})
+            changed = denoised(simulator, noisy, time, **{**inputs, name: inputs[name] + 0.3})
             assert (changed - plain).abs().max() > 1e-4, name
 
 

@@ -29,7 +29,7 @@ from reflector import Reflector, false_stops, right_verdicts
 from simulator import Simulator
 from tasks import EnvConfig, Start
 from vecenv import VecRealEnv
-from worldenv import WorldEnv
+from worldenv import NoReflector, WorldEnv
 
 SIZE, CHUNK, HORIZON = 16, 2, 6
 CONFIG = EnvConfig(size=SIZE, chunk=CHUNK, horizon=HORIZON)
@@ -64,13 +64,13 @@ class Deaf(Faithful):
         return memory[:, 0]
 
 
-class Always:
+class Always(NoReflector):
     """A reflector that is sure of one answer."""
 
     def __init__(self, answer: float):
         self.answer, self.threshold = answer, torch.tensor(0.5)
 
-    def reward(self, frames, tokens, state):
+    def reward(self, frames, tokens, state, landmarks=None):
         return torch.full((len(frames),), self.answer)
 
 
@@ -80,7 +80,7 @@ class Bright(Always):
     def __init__(self):
         super().__init__(0.9)
 
-    def reward(self, frames, tokens, state):
+    def reward(self, frames, tokens, state, landmarks=None):
         return torch.where(frames[:, 2].float().mean((1, 2, 3)) > 120, 0.9, 0.1)
 
 
