@@ -47,10 +47,8 @@ class Album(nn.Module):
         super().__init__()
         self.register_buffer("frames", torch.zeros(pages, size, size, 3, dtype=torch.uint8))
         self.register_buffer("states", torch.full((pages, state_dim), NOWHERE))
-        self.register_buffer("owners", torch.full((pages,), -1))
-        # An episode's pages share its scene: `scenes` holds each once, `scene_of` says whose.
         self.register_buffer("scenes", torch.zeros(pages, 3 * THUMBNAIL**2))
-        self.register_buffer("scene_of", torch.zeros(pages, dtype=torch.int64))
+        self.register_buffer("owners", torch.full((pages,), -1))
         self.register_buffer("weight", torch.tensor(weights(state_dim)))
 
     def fill(self, episodes) -> None:
@@ -71,15 +69,17 @@ class Album(nn.Module):
         self.frames[:n] = torch.from_numpy(np.stack([frames[i] for i in chosen]))
         self.states[:n] = torch.from_numpy(states[chosen])
         self.owners[:n] = torch.from_numpy(owners[chosen])
-        seen, scene_of = np.unique(owners[chosen], return_inverse=True)
-        self.scenes[: len(seen)] = scenes[torch.from_numpy(seen)]
-        self.scene_of.zero_()
-        self.scene_of[:n] = torch.from_numpy(scene_of)
+        self.scenes[:n] = scenes[torch.from_numpy(owners[chosen])]
+
+    def scene_distance(self, first: torch.Tensor) -> torch.Tensor:
+        """First frames (B, 3, H, W) in [-0.5, 0.5] -> how much each page's scene differs, (B, N):
+        the second term of `recall`, the same during an episode."""
+        return torch.cdist(thumbnail(first), self.scenes, p=1) / self.scenes.shape[1]
 
     def recall(
-        self, state: torch.Tensor, first: torch.Tensor, owner: torch.Tensor | None = None
+        self, state: torch.Tensor, scene: torch.Tensor, owner: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """States (B, S) and the first frames of their episodes (B, 3, H, W) in [-0.5, 0.5]
+        """States (B, S) and the `scene_distance` (B, N) of their episodes' first frames
         -> frames (B, H, W, 3) uint8 and states (B, S) of the nearest pages:
 
             distance = |WEIGHT (s - s_page)| + SCENE_WEIGHT mean |thumbnail(o_0) - that of the page|
@@ -87,10 +87,8 @@ class Album(nn.Module):
         owner: (B,) numbers of episodes whose own pages do not count. While the simulator trains it
         must not be shown the very frame that it is asked for.
         """
-        scenes = self.scenes[: int(self.scene_of.max()) + 1]
-        scene = torch.cdist(thumbnail(first), scenes, p=1) / scenes.shape[1]
-        distance = torch.cdist(state * self.weight, self.states * self.weight)  # (B, N)
-        distance = distance + SCENE_WEIGHT * scene[:, self.scene_of]
+        distance = torch.cdist(state * self.weight, self.states * self.weight)
+        distance = distance + SCENE_WEIGHT * scene
         if owner is not None:
             distance = distance + NOWHERE * (owner[:, None] == self.owners)
         page = distance.argmin(1)

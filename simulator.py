@@ -220,18 +220,18 @@ class Simulator(nn.Module):
         )
 
     def conditions(
-        self, memory, state, next_state, action, owner=None, known=None
+        self, memory, state, next_state, action, scene, owner=None, known=None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the U-Net is told beside the noisy change, the same in every denoising step.
 
-        memory: (B, M, 3, H, W) float, newest first; owner: see `album.Album.recall`; known: latents
-        of the memory (B, M, c, H/f, W/f), if they need not be encoded.
+        memory: (B, M, 3, H, W) float, newest first; scene, owner: see `album.Album.recall`; known:
+        latents of the memory (B, M, c, H/f, W/f), if they need not be encoded.
         Returns sources (B, M+2, cFF, h, w): what a pixel may be copied from, folded: memory, the
         current frame carried along, and the album's frame of the nearest hand, moved to where the
         hand will be; action map (B, 3FF, h, w), folded; and vector (B, KA + 2S)."""
         fold = self.config.fold
         carried = self.carried(memory[:, 0], state, next_state)
-        frame, seen_at = self.album.recall(next_state, memory[:, -1], owner)
+        frame, seen_at = self.album.recall(next_state, scene, owner)
         recalled = self.carried(_to_float(frame), seen_at, next_state)
         if known is None:
             known = self.frames.encode(memory)
@@ -276,6 +276,12 @@ class Simulator(nn.Module):
         computed once per episode."""
         return self.reference(first.to(device_of(self)))
 
+    def first_look(self, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `next_frame` needs to know of first frames (B, 3, H, W) float, the same during an
+        episode: (reference tokens, the album's scene distances (B, N))."""
+        first = first.to(device_of(self))
+        return self.reference_tokens(first), self.album.scene_distance(first)
+
     # -- training
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -311,8 +317,9 @@ class Simulator(nn.Module):
             memory = memory + amount * (grain - 0.5)
         # Frozen encoders read each first frame once, so as it is.
         tokens = self.reference_tokens(first if self.frozen_reference else memory[:, -1])
+        scene = self.album.scene_distance(memory[:, -1])
         conditions = self.conditions(
-            memory, batch["state"], batch["next_state"], batch["action"], batch["owner"]
+            memory, batch["state"], batch["next_state"], batch["action"], scene, batch["owner"]
         )
         predicted = self._denoise(noisy, time, *conditions, tokens)
         moving = (change.abs().amax(1, keepdim=True) > 0.05).float()
@@ -327,23 +334,23 @@ class Simulator(nn.Module):
 
     @torch.no_grad()
     def next_frame(
-        self, memory, state, next_state, action, tokens=None, generator=None
+        self, memory, state, next_state, action, look=None, generator=None
     ) -> torch.Tensor:
         """Imagine o_{t+1}.
 
         memory: (B, M, H, W, 3) uint8, newest first (see `memory_indices`);
-        state, next_state: (B, S); action: (B, K, A); all on any device.
+        state, next_state: (B, S); action: (B, K, A); all on any device; look: from `first_look`,
+        if it is known already.
         Returns (B, H, W, 3) uint8. Sampling starts from the mean of the noise, so that one step is
         deterministic; with more steps DDIM (eta = 1) draws fresh noise in between.
         """
         device = device_of(self)
         frames, memory = memory, _to_float(memory.to(device))
         state, next_state, action = (x.to(device) for x in (state, next_state, action))
-        if tokens is None:
-            tokens = self.reference_tokens(memory[:, -1])
+        tokens, scene = self.first_look(memory[:, -1]) if look is None else look
         known = self.frames.known(frames, memory)
         now = known[:, 0]
-        conditions = self.conditions(memory, state, next_state, action, None, known)
+        conditions = self.conditions(memory, state, next_state, action, scene, None, known)
         x = torch.zeros_like(conditions[0][:, 0])
         self.scheduler.set_timesteps(self.config.sampling_steps)
         for time in self.scheduler.timesteps:

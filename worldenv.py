@@ -28,14 +28,14 @@ from simulator import memory_indices
 from tasks import EnvConfig, Start, spaces
 from vlm import tokenize
 
-BLOCK = 32  # slots imagined at a time: larger blocks leave the processor's cache [measured here]
+BLOCK = 64  # slots imagined at a time: larger blocks leave the processor's cache [measured here]
 
 
 class WorldEnv(gymnasium.vector.VectorEnv):
     """B imagined environments.
 
     simulator: has next_state(state, motion, action), next_frame(memory, state, next_state,
-        action, tokens, generator) and reference_tokens(first), as simulator.Simulator;
+        action, look, generator) and first_look(first), as simulator.Simulator;
         reflector: has first_look(first, tokens), reward(frames, tokens, state, landmarks) and
         threshold, as reflector.Reflector.
     starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a
@@ -101,12 +101,14 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         return self._observations(), {"success": np.zeros(self.num_envs, bool)}
 
     def _prepare(self) -> None:
-        """What does not change during an episode: reference tokens, instruction tokens and the
-        reflector's landmarks."""
+        """What does not change during an episode: what simulator and reflector know of the first
+        frame, and the instruction's tokens."""
         first = torch.from_numpy(self._history[:, 0]).permute(0, 3, 1, 2).float() / 255 - 0.5
         with torch.no_grad():
-            self._reference = self.simulator.reference_tokens(first)
-        self._tokens = tokenize(self._texts)
+            self._look = self.simulator.first_look(first)
+        tokens = tokenize(self._texts)
+        longest = int((tokens > 0).sum(1).max())  # padding beyond it says nothing
+        self._tokens = tokens[:, : max(1, longest)]
         first = torch.from_numpy(self._history[:, 0])
         self._landmarks = self.reflector.first_look(first, self._tokens)
 
@@ -153,7 +155,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             state,
             next_state,
             action,
-            self._reference[on],
+            tuple(x[on] for x in self._look),
             self.generator,
         )
         self._time[on] += 1

@@ -32,9 +32,8 @@ def wall(grey: int) -> torch.Tensor:
 
 def found(album: Album, x: float, grey: int, owner: int | None = None) -> tuple[float, int]:
     """(x, grey) of the page that is recalled for a hand at x in front of a wall."""
-    frame, state = album.recall(
-        hand(x), wall(grey), None if owner is None else torch.tensor([owner])
-    )
+    scene = album.scene_distance(wall(grey))
+    frame, state = album.recall(hand(x), scene, None if owner is None else torch.tensor([owner]))
     return round(state[0, 0].item(), 3), int(frame[0, 8, 8, 0])
 
 

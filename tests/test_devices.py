@@ -63,12 +63,13 @@ def test_simulator_computes_on_its_device():
     motion = motion_at_rest(state)
     now = (x.to(OTHER) for x in (state, motion, action))
     assert simulator.kinematics.smooth(*now).device == OTHER  # the forest computes in numpy
-    tokens = simulator.reference_tokens(torch.zeros((B, 3, 64, 64)))
+    tokens, scene = simulator.first_look(torch.zeros((B, 3, 64, 64)))
     assert tokens.device == OTHER
     memory = torch.zeros((B, 4, 3, 64, 64), device=OTHER)
     noisy = torch.zeros((B, 48, 16, 16), device=OTHER)
     time = torch.zeros((B,), dtype=torch.int64, device=OTHER)
-    conditions = simulator.conditions(memory, *(x.to(OTHER) for x in (state, state, action)))
+    conditions = (x.to(OTHER) for x in (state, state, action))
+    conditions = simulator.conditions(memory, *conditions, scene)
     assert simulator._denoise(noisy, time, *conditions, tokens).device == OTHER
 
 
@@ -88,11 +89,12 @@ def test_latents_compute_on_their_device(tmp_path, monkeypatch):
     config = SimulatorConfig(fold=1, channels=(32, 32), pretrained=parts)
     simulator = Simulator(config, CAMERA).to(OTHER).eval()
     state, action = torch.zeros((B, STATE_DIM)), torch.zeros((B, 4, ACTION_DIM))
-    tokens = simulator.reference_tokens(torch.zeros((B, 3, 64, 64)))
+    tokens, scene = simulator.first_look(torch.zeros((B, 3, 64, 64)))
     memory = torch.zeros((B, 4, 3, 64, 64), device=OTHER)
     noisy = torch.zeros((B, 4, 16, 16), device=OTHER)
     time = torch.zeros((B,), dtype=torch.int64, device=OTHER)
-    conditions = simulator.conditions(memory, *(x.to(OTHER) for x in (state, state, action)))
+    conditions = (x.to(OTHER) for x in (state, state, action))
+    conditions = simulator.conditions(memory, *conditions, scene)
     change = simulator._denoise(noisy, time, *conditions, tokens)
     assert change.device == OTHER and change.shape == noisy.shape
     assert simulator.frames.decode(change).device == OTHER

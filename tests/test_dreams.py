@@ -17,13 +17,13 @@ CONFIG = EnvConfig(size=SIZE, chunk=CHUNK, horizon=8)
 class Brightening:
     """Each imagined frame is brighter by 10 times the chunk's first number; the state adds it."""
 
-    def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
-        return first[:, :1, :1, 0]
+    def first_look(self, first: torch.Tensor) -> tuple[torch.Tensor]:
+        return (first[:, :1, :1, 0],)
 
     def next_state(self, state, motion, action):
         return state + action[:, 0]
 
-    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+    def next_frame(self, memory, state, next_state, action, look=None, generator=None):
         brighter = 10 * action[:, 0, 0].round().to(torch.uint8)
         return memory[:, 0] + brighter[:, None, None, None]
 

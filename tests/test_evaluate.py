@@ -179,13 +179,13 @@ def test_psnr_by_hand():
 class Brightening:
     """Every decision makes the frame brighter by 10 x the chunk's first action."""
 
-    def reference_tokens(self, first):
-        return first[:, :1, :1, 0]
+    def first_look(self, first):
+        return (first[:, :1, :1, 0],)
 
     def next_state(self, state, motion, action):
         return state
 
-    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+    def next_frame(self, memory, state, next_state, action, look=None, generator=None):
         brighter = 10 * action[:, 0, 0].round().to(torch.uint8)
         return memory[:, 0] + brighter[:, None, None, None]
 

@@ -55,15 +55,15 @@ class ScriptedSimulator:
     def __init__(self):
         self.chunks, self.draws = [], []
 
-    def reference_tokens(self, first):
-        return first[:, :1, :1, 0]
+    def first_look(self, first):
+        return (first[:, :1, :1, 0],)
 
     def next_state(self, state, motion, action):
         following = state.clone()
         following[:, 0] += action[:, :, 0].sum(1)
         return following
 
-    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+    def next_frame(self, memory, state, next_state, action, look=None, generator=None):
         self.chunks.append(action[0].numpy())
         self.draws.append(float(torch.rand((), generator=generator)))
         return torch.from_numpy(picture(float(next_state[0, 0])))[None]

@@ -317,7 +317,7 @@ def test_album_counts_angles():
     album.fill([episode])
     page = int(album.owners.ge(0).sum()) - 1
     first = torch.from_numpy(episode.image[:1]).movedim(-1, 1).float() / 255 - 0.5
-    frame, state = album.recall(album.states[page : page + 1], first)
+    frame, state = album.recall(album.states[page : page + 1], album.scene_distance(first))
     assert torch.equal(state[0], album.states[page])
     assert torch.equal(frame[0], album.frames[page])
 

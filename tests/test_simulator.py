@@ -153,7 +153,7 @@ def test_frames_have_the_shape_and_type_of_real_ones():
             batch["state"],
             batch["next_state"],
             batch["action"],
-            simulator.reference_tokens(first),
+            simulator.first_look(first),
             torch.Generator().manual_seed(0),
         )
         assert torch.equal(frames, again)
@@ -286,7 +286,8 @@ def test_overfits_one_batch():
 
 def denoised(simulator, noisy, time, memory, state, next_state, action, tokens):
     """The network's x_0 from the conditions as a batch or a dream has them."""
-    conditions = simulator.conditions(memory, state, next_state, action)
+    scene = simulator.album.scene_distance(memory[:, -1])
+    conditions = simulator.conditions(memory, state, next_state, action, scene)
     return simulator._denoise(noisy, time, *conditions, tokens)
 
 
@@ -298,7 +299,8 @@ def test_the_folded_mixture_is_that_of_pixels():
     tokens, noisy, time = torch.randn(2, 16, 64), torch.randn(2, 48, 8, 8), torch.tensor([999, 999])
     fold, scale = simulator.config.fold, simulator.config.change_scale
     with torch.no_grad():
-        sources, drawn, vector = simulator.conditions(memory, *states)
+        scene = simulator.album.scene_distance(memory[:, -1])
+        sources, drawn, vector = simulator.conditions(memory, *states, scene)
         inputs = torch.cat([noisy, sources.flatten(1, 2), drawn], dim=1)
         output = simulator.unet(
             inputs, time, encoder_hidden_states=tokens, class_labels=vector

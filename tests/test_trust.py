@@ -44,15 +44,15 @@ PROBES = [  # of the gauge: imagined 0, 1/3, 2/3 and real 1/3, 0, 1
 class Faithful:
     """The simulator that is reality."""
 
-    def reference_tokens(self, first):
-        return first[:, :1, :1, 0]
+    def first_look(self, first):
+        return (first[:, :1, :1, 0],)
 
     def next_state(self, state, motion, action):
         following = state.clone()
         following[:, 0] = state[:, 0] / 2 + action[:, :, 0].sum(1)
         return following
 
-    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+    def next_frame(self, memory, state, next_state, action, look=None, generator=None):
         brightness = (100 + 20 * next_state[:, 0]).clamp(0, 255).round().to(torch.uint8)
         return brightness[:, None, None, None].expand(-1, SIZE, SIZE, 3)
 
@@ -60,7 +60,7 @@ class Faithful:
 class Deaf(Faithful):
     """Ignores actions: nothing ever changes in its pictures."""
 
-    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+    def next_frame(self, memory, state, next_state, action, look=None, generator=None):
         return memory[:, 0]
 
 

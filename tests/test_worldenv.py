@@ -29,9 +29,9 @@ class ScriptedSimulator:
         self.motions: list[list[float]] = []  # of x, before every decision
         self.targets: list[list[float]] = []  # of x, too
 
-    def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
+    def first_look(self, first: torch.Tensor) -> tuple[torch.Tensor]:
         assert first.shape[1:] == (3, SIZE, SIZE) and first.min() >= -0.5 and first.max() <= 0.5
-        return first[:, :1, :1, 0]
+        return (first[:, :1, :1, 0],)
 
     def next_state(self, state, motion, action) -> torch.Tensor:
         assert action.abs().max() <= 1
@@ -42,10 +42,10 @@ class ScriptedSimulator:
         following[:, 0] += action[:, :, 0].sum(1)
         return following
 
-    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+    def next_frame(self, memory, state, next_state, action, look=None, generator=None):
         assert memory.dtype == torch.uint8 and memory.shape[1:] == (4, SIZE, SIZE, 3)
         first = memory[:, 3, 0, 0, 0].float() / 255 - 0.5
-        assert torch.allclose(tokens[:, 0, 0], first, atol=1e-6)
+        assert torch.allclose(look[0][:, 0, 0], first, atol=1e-6)
         assert torch.equal(next_state, self.next_state(state, None, action))
         self.asked += len(memory)
         self.memories.append(memory[:, :, 0, 0, 0].numpy())
@@ -56,9 +56,9 @@ class ScriptedSimulator:
 class NoisySimulator(ScriptedSimulator):
     """The same, but every frame carries noise from the environment's generator."""
 
-    def next_frame(self, memory, state, next_state, action, tokens=None, generator=None):
+    def next_frame(self, memory, state, next_state, action, look=None, generator=None):
         noise = torch.randint(0, 9, (len(memory), SIZE, SIZE, 3), generator=generator)
-        frame = super().next_frame(memory, state, next_state, action, tokens, generator)
+        frame = super().next_frame(memory, state, next_state, action, look, generator)
         return (frame.long() + noise).clamp(0, 255).to(torch.uint8)
 
 
