@@ -11,6 +11,10 @@ few real starts, in the dream and in reality, and LOOP ends when the two part:
 What is kept has to have shown, in reality, that it is better than what LOOP began with; else that
 is kept. So LOOP in an untrue dream costs time, and seldom success.
 
+A dream can be true of one task and untrue of another. A task whose dreams promise falsely, or whose
+real success has fallen, is left out from that look on (`tasks_to_dream`); LOOP goes on with the
+others, and ends when none is left.
+
 The real episodes of the probes are counted in the ledger. Their starts are the last of the "rl"
 split: neither development nor test starts ever decide anything here.
 
@@ -32,6 +36,7 @@ from tasks import SPLITS, EnvConfig, Start
 from worldenv import WorldEnv, start_frames
 
 PROBE_STARTS = 100_000  # the last ones of the "rl" split belong to the gauge, 1000 a seed
+HALLUCINATED = 0.15  # share of a task's starts above which its dreams teach nothing true
 
 
 def probe_starts(tasks: tuple[str, ...], per_task: int, seed: int) -> list[Start]:
@@ -70,13 +75,14 @@ class Gauge:
         self.parts, self.env, self.starts = (simulator, reflector), env, starts
         self.config, self.every, self.novelty = config, every, novelty
         self.probes: list[dict] = []
+        self.tasks = tuple(dict.fromkeys(start.task for start in starts))  # that LOOP dreams of
         self.imagined_frames = 0  # the ledger
         self.films: list[dict] = []
         self._weights: list[dict] = []
 
     def look(self, policy, iteration: int) -> bool:
         """Probe the policy after `iteration` updates if it is time to;
-        True when dream and reality have parted."""
+        True when dream and reality have parted, or no task is left to dream of."""
         if iteration % self.every:
             return False
         real, dream = play_both(*self.parts, policy, self.env, self.starts, self.config)
@@ -89,9 +95,10 @@ class Gauge:
             }
         )
         self.films.append(telling_films(self.parts[1], real, dream))
+        self.tasks = tasks_to_dream(self.probes, [start.task for start in self.starts])
         self.imagined_frames += sum(len(episode) for episode in dream)
         self._weights.append(copy.deepcopy(policy.state_dict()))
-        return ended(self.probes) < len(self.probes)
+        return ended(self.probes) < len(self.probes) or not self.tasks
 
     def warning(self) -> str | None:
         """One plain sentence, cause and remedy, when the last probe says that the dream lies."""
@@ -158,6 +165,21 @@ def shown(first: dict, now: dict) -> bool:
     """
     gain, error = _paired_gain(first, now)
     return bool(gain > 1.28 * error)
+
+
+def tasks_to_dream(probes: list[dict], tasks: list[str]) -> tuple[str, ...]:
+    """The tasks that LOOP goes on to dream of: at no look so far was more than HALLUCINATED of a
+    task's starts a success in the dream only, or its real success lower than at the first look.
+    tasks: of every start, in the order of the probes' lists."""
+    left = []
+    for task in dict.fromkeys(tasks):
+        at = np.array([name == task for name in tasks])
+        real = np.array([probe["real"] for probe in probes], bool)[:, at]
+        imagined = np.array([probe["imagined"] for probe in probes], bool)[:, at]
+        promised = (imagined & ~real).mean(1)
+        if promised.max() <= HALLUCINATED and real.mean(1).min() >= real[0].mean():
+            left.append(task)
+    return tuple(left)
 
 
 def _paired_gain(before: dict, now: dict) -> tuple[float, float]:

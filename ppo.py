@@ -175,7 +175,7 @@ class Explorer:
         if not running.any():  # all rest here, while other processes still draw
             return chunks
         image, state, tokens = to_tensors(observation, running, device_of(self.policy))
-        mean, log_scale = self.policy.distribution(image, state, tokens)
+        mean, log_scale = self.policy.in_blocks(image, state, tokens)
         log_scale = log_scale + math.log(self.noise)
         # a ~ Laplace(mu, s): a = mu + s * sign(u) * -log(1 - |u|), u uniform in (-1, 1).
         draw = (-u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-6))).to(mean.device)

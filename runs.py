@@ -78,11 +78,10 @@ class RunConfig:
     reflector_fit: FitConfig = field(
         default_factory=lambda: FitConfig(steps=700, learning_rate=1.5e-3, ema=0.99)
     )
-    # In the dream noise is held to the end of a branch: a push of centimetres is a question that it
-    # can answer, three jolts of millimetres are not [measured here: results/RECIPE.md].
-    loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(iterations=4, groups=16, branch=30, held=True, noise=3.0)
-    )
+    # The noise is that of LOOP in the real simulator. Noise that is held to the end of a branch is
+    # an easier question to a dream, but taught the policy what a noisy hand does [measured here:
+    # results/RECIPE.md].
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(iterations=12))
     real_loop: LoopConfig = field(default_factory=LoopConfig)  # with rl_env = "real"
     probes: int = 20  # real starts a task at which the gauge compares dream and reality; 0: never
     probe_every: int = 4  # iterations of LOOP between two of its looks

@@ -30,6 +30,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from filecmp import cmp
 from pathlib import Path
 
 import numpy as np
@@ -402,11 +403,11 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         known = start_frames(demonstrations + (exploration if config.extra_data else []))
         seed = config.seed + 1000 * processes.rank()  # noise of their own, should frames be drawn
         env = WorldEnv(*parts, known, config.slots // processes.world(), config.env, seed)
-        draw = _known_starts(config, known)
         if config.probes:
             gauge = _gauge(run, parts, real, demonstrations, exploration)
             gauge.look(policy, 0)
             _log_probe(run, number, gauge)
+        draw = _known_starts(config, known, gauge)
 
     history: list[dict] = []
 
@@ -488,13 +489,15 @@ def _real_starts(config: RunConfig):
     return draw
 
 
-def _known_starts(config: RunConfig, known: dict):
-    """draw(iteration, G): starts whose first real frame is known, the tasks in turn."""
+def _known_starts(config: RunConfig, known: dict, gauge: Gauge | NoveltyGauge | None):
+    """draw(iteration, G): starts whose first real frame is known, the tasks in turn that the gauge
+    has not left out. Where it has left out all, its next look ends LOOP: until then, all again."""
     rng = np.random.default_rng([config.seed, len(known)])  # other draws in other rounds
     by_task = {task: [start for start in known if start.task == task] for task in config.tasks}
 
     def draw(iteration: int, groups: int) -> list[Start]:
-        tasks = [config.tasks[i % len(config.tasks)] for i in range(groups)]
+        left = gauge.tasks if isinstance(gauge, Gauge) and gauge.tasks else config.tasks
+        tasks = [left[i % len(left)] for i in range(groups)]
         return [by_task[task][rng.integers(len(by_task[task]))] for task in tasks]
 
     return draw
@@ -513,6 +516,14 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
     results: dict[str, dict] = {}
     names = ("sft", "filtered_bc", "policy") if "filtered_bc" in run.stages else ("sft", "policy")
     for name in names:
+        before = run.checkpoint("filtered_bc")
+        if (
+            name == "policy"
+            and "filtered_bc" in results
+            and cmp(run.checkpoint(name), before, False)
+        ):
+            results[name] = results["filtered_bc"]  # LOOP kept what it began with
+            continue
         policy = run.policy(name)
         results[name] = evaluate_all(
             policy, env, starts, run.reflector() if "reflector" in run.stages else None

@@ -69,6 +69,9 @@ def finished(config: RunConfig = DEBUG, exploration=0, gauge=0, iterations=10, *
 UNTRAINED = {"reflector_fit.steps": 1, "reflector_fit.learning_rate": 1e-9}
 
 
+SMALL_LOOP = LoopConfig(iterations=4, groups=16)
+
+
 @pytest.mark.parametrize(
     "method, expected",
     [
@@ -78,7 +81,7 @@ UNTRAINED = {"reflector_fit.steps": 1, "reflector_fit.learning_rate": 1e-9}
             "real_equal_budget",
             {"rl_env": "real", "real_loop.groups": 10, "real_loop.iterations": 6},
         ),
-        # as many rollouts as the dream's 5 x 16 x 8
+        # as many rollouts as the dream's 4 x 16 x 8
         (
             "real_equal_rollouts",
             {"rl_env": "real", "real_loop.groups": 16, "real_loop.iterations": 4},
@@ -90,7 +93,7 @@ UNTRAINED = {"reflector_fit.steps": 1, "reflector_fit.learning_rate": 1e-9}
     ],
 )
 def test_a_method_changes_what_its_name_says(method, expected):
-    config = RunConfig(seed=3)
+    config = RunConfig(seed=3, loop=SMALL_LOOP)
     base = finished(config, exploration=400, gauge=150, iterations=config.loop.iterations)
     assert changed(config, compare.variant(config, method, base)) == expected
 
@@ -109,7 +112,7 @@ def test_two_rounds_explore_as_much_as_one():
 
 
 def test_equal_rollouts_when_the_gauge_ended_the_dream_early():
-    config = RunConfig()
+    config = RunConfig(loop=SMALL_LOOP)
     settings = compare.variant(config, "real_equal_rollouts", finished(config, iterations=3))
     assert changed(config, settings) == {
         "rl_env": "real", "real_loop.iterations": 3, "real_loop.groups": config.loop.groups

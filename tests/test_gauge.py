@@ -5,8 +5,17 @@ import torch
 from torch import nn
 
 import gauge as gauge_module
-from gauge import PROBE_STARTS, Gauge, ended, kept, parted, probe_starts, shown
-from tasks import SPLITS, EnvConfig, split_of
+from gauge import (
+    PROBE_STARTS,
+    Gauge,
+    ended,
+    kept,
+    parted,
+    probe_starts,
+    shown,
+    tasks_to_dream,
+)
+from tasks import SPLITS, EnvConfig, Start, split_of
 
 
 def probe(real: list[int], imagined: list[int]) -> dict:
@@ -62,6 +71,21 @@ def test_a_gain_that_is_not_shown_is_not_kept():
     assert kept([GOOD, BETTER, WORSE_IN_BOTH]) == 1
 
 
+def test_a_task_that_is_promised_falsely_or_lost_is_left_out():
+    """Three tasks of ten starts: one in which two successes are dreamt only, one that loses a start
+    at the second look and wins it back, one that gains."""
+    tasks = ["reach"] * 10 + ["door-open"] * 10 + ["drawer-open"] * 10
+    honest = [1] * 5 + [0] * 5
+    first = probe(honest * 3, [1] * 7 + [0] * 3 + honest * 2)
+    assert tasks_to_dream([first], tasks) == ("door-open", "drawer-open")
+    # One of ten is not yet too many.
+    nearly = probe(honest * 3, [1] * 6 + [0] * 4 + honest * 2)
+    assert tasks_to_dream([nearly], tasks) == ("reach", "door-open", "drawer-open")
+    second = probe(honest + [1] * 4 + [0] * 6 + [1] * 6 + [0] * 4, honest * 3)
+    assert tasks_to_dream([nearly, second], tasks) == ("reach", "drawer-open")
+    assert tasks_to_dream([nearly, second, nearly], tasks) == ("reach", "drawer-open")
+
+
 def test_probe_starts_belong_to_nobody_else():
     """The last of the rl split; 1000 a seed, which LOOP in the real simulator never draws."""
     seen = set()
@@ -101,7 +125,8 @@ def test_gauge_restores_the_weights_before_the_parting(monkeypatch):
     films = iter("abc")
     monkeypatch.setattr(gauge_module, "telling_films", lambda *_: next(films))
     policy = nn.Linear(1, 1)
-    gauge = Gauge(None, None, None, [], EnvConfig(), every=2, novelty=Everywhere())
+    starts = [Start("reach", seed) for seed in range(20)]
+    gauge = Gauge(None, None, None, starts, EnvConfig(), every=2, novelty=Everywhere())
     stopped = []
     for iteration in range(5):
         with torch.no_grad():

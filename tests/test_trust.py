@@ -122,6 +122,8 @@ class Push(torch.nn.Module):
         mean[..., 0] = self.dx
         return mean, torch.full_like(mean, 0.2).log()
 
+    in_blocks = distribution
+
     def act(self, observation, running):
         chunks = np.zeros((len(running), CHUNK, 4), np.float32)
         chunks[running, :, 0] = self.dx
