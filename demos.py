@@ -37,11 +37,12 @@ import numpy as np
 
 import processes
 from camera import Camera
-from tasks import LIBERO, METAWORLD, EnvConfig, Robot, Start, split_of
+from tasks import LIBERO, METAWORLD, EnvConfig, Robot, Start, split_of, split_seeds
 
 FORMAT = 1
 ROBOT = METAWORLD.name  # of folders that do not name theirs
 SOURCES = ("expert", "exploration", "evaluation")
+_ARRAYS = {"image": np.uint8, "state": np.float32, "action": np.float32, "success": np.uint8}
 
 
 class BadEpisodes(ValueError):
@@ -122,6 +123,7 @@ def play(
 
 
 def _play_batch(env, starts, act, source, after_success, on_step) -> list[Episode]:
+    """`play` of at most as many starts as the env has slots, side by side."""
     count = len(starts)
     observation, infos = env.reset(
         options={"starts": starts, "stop_on_success": after_success == 0}
@@ -174,8 +176,6 @@ def collect_expert(
     3 x per_task starts). Raises RuntimeError for a task that the expert cannot solve within the
     horizon.
     """
-    from tasks import split_seeds
-
     kept: list[Episode] = []
     for task in task_names:
         seeds = split_seeds("demo", 3 * per_task, offset)
@@ -275,9 +275,6 @@ def _described(about: Description) -> dict:
             "success": "(T+1,) uint8: 1 where the true simulator calls the frame a success",
         },
     }
-
-
-_ARRAYS = {"image": np.uint8, "state": np.float32, "action": np.float32, "success": np.uint8}
 
 
 def describe(folder: Path) -> Description:

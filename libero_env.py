@@ -45,6 +45,10 @@ CAMERA_NAME = "agentview"
 REST = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 SETTLE = 10  # steps of REST before the first picture
 FINGERS = 0.08  # metres between open fingers
+# For snapshots: what a reset changes in the model itself, and what the controller remembers.
+_MOVED_AT_RESET = ("body_pos", "body_quat", "site_rgba")
+_CONTROL = ("goal_pos", "goal_ori", "initial_joint", "new_update")
+_ACROSS = np.array([0.0, 1.0, 0.0])  # the way the fingers open at every start
 TEXTURE = 256  # pixels: larger textures are averaged down, which saves most of the memory
 
 
@@ -201,11 +205,6 @@ class LiberoEnv(ChunkedEnv):
         robot.gripper.current_action = snapshot["gripper"].copy()
         plan, self._decisions, self._success = copy.deepcopy(snapshot["own"])
         self._expert.plan = plan
-
-
-_MOVED_AT_RESET = ("body_pos", "body_quat", "site_rgba")
-_CONTROL = ("goal_pos", "goal_ori", "initial_joint", "new_update")
-_ACROSS = np.array([0.0, 1.0, 0.0])  # the way the fingers open at every start
 
 
 # --------------------------------------------------------------------------------- robosuite's part

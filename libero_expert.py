@@ -141,6 +141,7 @@ class PickAndPlace:
         )
 
     def _plan_to_place(self, hand: np.ndarray, goal: list[str]) -> None:
+        """Bring what is held above the goal, let it down and go."""
         thing, where = goal[1:]
         points = self.points(thing)
         body = self.domain.sim.data.body_xpos[self.domain.obj_body_id[thing]]

@@ -100,6 +100,8 @@ class SmallBackbone(nn.Module):
     def forward(
         self, image: torch.Tensor, tokens: torch.Tensor, hand: torch.Tensor
     ) -> torch.Tensor:
+        """(B, 3, H, W) float in [-0.5, 0.5], (B, L) and the hand's row and column (B, 2) in [-1, 1]
+        -> (B, features)."""
         text = mean_word(self.embed, tokens)
         x = image
         for conv in self.convs:
@@ -107,26 +109,6 @@ class SmallBackbone(nn.Module):
         # (B, 2*width, H/4, W/4) -> (B, 4*width)
         where = from_the_hand(spatial_softmax(x, self.temperature.exp()), hand)
         return torch.cat([where, text], dim=-1)
-
-
-def random_shift(
-    image: torch.Tensor, pixels: int, generator: torch.Generator | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shift each image (B, C, H, W) by up to `pixels` in both directions,
-    edges repeated: the main augmentation.
-
-    Returns the images and by how much they moved down and to the right, (B, 2), the picture being
-    [-1, 1]."""
-    b, _, h, w = image.shape
-    padded = F.pad(image, (pixels,) * 4, mode="replicate")
-    everywhere = (b * processes.world(), 2)  # drawn for the rows of all processes
-    offsets = torch.randint(0, 2 * pixels + 1, everywhere, generator=generator)
-    offsets = processes.share(offsets)
-    shifted = torch.stack(
-        [p[:, r : r + h, c : c + w] for p, (r, c) in zip(padded, offsets.tolist(), strict=True)]
-    )
-    moved = (pixels - offsets) * torch.tensor([2 / h, 2 / w])
-    return shifted, moved.to(image.device)
 
 
 class VLMBackbone(nn.Module):
@@ -146,7 +128,8 @@ class VLMBackbone(nn.Module):
     def forward(
         self, image: torch.Tensor, tokens: torch.Tensor, hand: torch.Tensor
     ) -> torch.Tensor:
-        return read(self.vlm, image, tokens)  # positions are its own affair
+        """As `SmallBackbone`; where the hand is, it has to see for itself."""
+        return read(self.vlm, image, tokens)
 
 
 class Policy(nn.Module):
@@ -221,7 +204,7 @@ class Policy(nn.Module):
         The mean head is trained by L1 regression,
         the scale head by the Laplace likelihood around the *detached* mean:
 
-            loss = |a - mu|  +  ( |a - stop_gradient(mu)| / exp(beta) + beta )
+            loss = |a - mu|  +  0.1 ( |a - stop_gradient(mu)| / exp(beta) + beta )
 
         so that the scale head learns how far the mean is off
         and the mean is exactly that of L1 regression.
@@ -277,6 +260,26 @@ def to_float(image: torch.Tensor) -> torch.Tensor:
     return image.permute(0, 3, 1, 2).float() / 255 - 0.5
 
 
+def random_shift(
+    image: torch.Tensor, pixels: int, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shift each image (B, C, H, W) by up to `pixels` in both directions,
+    edges repeated: the main augmentation.
+
+    Returns the images and by how much they moved down and to the right, (B, 2), the picture being
+    [-1, 1]."""
+    b, _, h, w = image.shape
+    padded = F.pad(image, (pixels,) * 4, mode="replicate")
+    everywhere = (b * processes.world(), 2)  # drawn for the rows of all processes
+    offsets = torch.randint(0, 2 * pixels + 1, everywhere, generator=generator)
+    offsets = processes.share(offsets)
+    shifted = torch.stack(
+        [p[:, r : r + h, c : c + w] for p, (r, c) in zip(padded, offsets.tolist(), strict=True)]
+    )
+    moved = (pixels - offsets) * torch.tensor([2 / h, 2 / w])
+    return shifted, moved.to(image.device)
+
+
 def to_tensors(
     observation: dict, running: np.ndarray, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -306,22 +309,15 @@ def imitation_batches(episodes, batch: int, seed: int):
     rng = np.random.default_rng(seed)
     tasks = sorted({episode.task for episode in episodes})
     by_task = [[e for e in episodes if e.task == task] for task in tasks]
-    columns = []
-    for group in by_task:
-        ends = [e.until_success for e in group]
-        columns.append(
-            {
-                "image": torch.from_numpy(
-                    np.concatenate([e.image[:n] for e, n in zip(group, ends, strict=True)])
-                ),
-                "state": torch.from_numpy(
-                    np.concatenate([e.state[:n] for e, n in zip(group, ends, strict=True)])
-                ),
-                "action": torch.from_numpy(
-                    np.concatenate([e.action[:n] for e, n in zip(group, ends, strict=True)])
-                ),
-            }
-        )
+    columns = [  # of each task, its decisions one after the other: (M, H, W, 3), (M, S), (M, K, A)
+        {
+            name: torch.from_numpy(
+                np.concatenate([getattr(e, name)[: e.until_success] for e in group])
+            )
+            for name in ("image", "state", "action")
+        }
+        for group in by_task
+    ]
     wordings = [tokenize(INSTRUCTIONS[task]) for task in tasks]  # (3, L) each
 
     def sample(step: int) -> dict[str, torch.Tensor]:

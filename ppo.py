@@ -54,7 +54,7 @@ class LoopConfig:
     # one draw for all noisy decisions of a branch: an offset that is held, no jolts [paper: False]
     held: bool = False
     noise: float = 2.0  # multiplies the policy's scale while exploring [paper: 1]
-    time_penalty: float = 0.1  # R = success * (1 - time_penalty * T / horizon) [paper: 0]
+    time_penalty: float = 0.1  # R_n = R at the stop * (1 - time_penalty * T / horizon) [paper: 0]
     clip: float = 0.1  # eps [paper]
     epochs: int = 4  # passes over an iteration's decisions
     minibatch: int = 1024  # decisions

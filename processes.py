@@ -1,8 +1,8 @@
 """Several processes, on one machine or on many: who does which part, and how the parts meet again.
 
-Accelerate starts and connects them: `accelerate launch ... cli.py train` (README, "Several
-processes, many machines"). Every process runs the same program on the same numbers; what is costly
-is divided, and after it all of them hold the same again:
+Accelerate starts and connects them: `accelerate launch ... cli.py train` (docs/processes.md).
+Every process runs the same program on the same numbers; what is costly is divided, and after it all
+of them hold the same again:
 
     fit.fit                    rows of each batch; the gradients are added up
     ppo.loop                   groups of rollouts, each of which stays whole; rows of a minibatch

@@ -162,6 +162,7 @@ class Reflector(nn.Module):
         return torch.sigmoid(self.platt[0] * logits + self.platt[1])
 
     def description(self) -> dict:
+        """What a checkpoint needs to build this again."""
         return {"config": asdict(self.config)}
 
 

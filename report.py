@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from charts import POLICIES, learning_chart, rl_chart, success_chart
-from demos import Episode, write_atomically
+from demos import Episode, play, write_atomically
+from dreams import dream_along
 from evaluate import (
     TERMINATIONS,
     agreement,
@@ -22,13 +23,17 @@ from evaluate import (
     known,
     or_undefined,
     psnr,
+    test_starts,
     with_interval,
 )
 from gauge import shares
 from novelty import trusted
 from page import html_page, plain
+from reflector import judge_episodes
 from runs import BadRun, Run, RunConfig, versions
 from train import round_of, stages_of
+from vecenv import VecRealEnv
+from worldenv import WorldEnv, start_frames
 
 
 def write_report(run: Run) -> Path:
@@ -443,13 +448,6 @@ def real_and_dream(run: Run, simulator, reflector, policy, task: str, seed: int)
     policy: None lets the scripted expert act. The real episode goes on for two decisions after its
     first success, so that the curve shows what the reflector says then.
     """
-    from demos import play
-    from dreams import dream_along
-    from evaluate import test_starts
-    from reflector import judge_episodes
-    from vecenv import VecRealEnv
-    from worldenv import WorldEnv, start_frames
-
     starts = test_starts((task,), 1, "dev", seed)
     env = VecRealEnv(1, run.config.env)
     try:

@@ -128,9 +128,8 @@ class Simulator(nn.Module):
             timestep_spacing="trailing", clip_sample=False, rescale_betas_zero_snr=True,
         )  # fmt: skip
         self.kinematics = Kinematics(config.chunk, robot=config.robot)  # trained on its own, before
-        self.album = Album(
-            config.album, config.size, config.robot.state_dim
-        )  # filled before frames
+        # Filled before the U-Net trains.
+        self.album = Album(config.album, config.size, config.robot.state_dim)
 
     def _unet(self) -> tuple[nn.Module, str]:
         from diffusers import UNet2DConditionModel

@@ -32,6 +32,7 @@ from vecenv import VecRealEnv
 
 SCREEN_GROUP = 5  # tasks that share one policy while screening, as many as the default suite has
 SCREEN_STARTS = 30  # development starts per task
+_BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"  # of the README's table
 KEEP = (0.3, 0.8)  # where imitation solves this share there is room, and something to improve on
 
 
@@ -377,9 +378,6 @@ def update_readme(summary: dict, readme: Path) -> None:
     write_atomically(readme, (before + block + after).encode())
 
 
-_BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
-
-
 def _success(record: dict, policy: str, termination: str) -> float:
     return record["stages"]["evaluate"]["results"][policy][termination]["mean"]
 
@@ -413,5 +411,5 @@ def _put(summary: dict, key: str, records: list[dict], value: Callable[[dict], f
         "n": len(records),
         "command": "; ".join(sorted({r["command"] for r in records})),
         "commit": ", ".join(sorted({r["commit"] for r in records})),
-        "hardware": hardware() if not records else records[0]["stages"]["evaluate"]["hardware"],
+        "hardware": records[0]["stages"]["evaluate"]["hardware"],
     }

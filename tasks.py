@@ -110,7 +110,7 @@ SPLITS = {
     "test": range(9_100_000, 9_200_000),  # reported figures only
 }
 
-
+# What --suite may name, and its tasks.
 SUITES = {"metaworld": DEFAULT_SUITE} | {suite: tuple(t) for suite, t in LIBERO_SUITES.items()}
 
 
@@ -374,6 +374,10 @@ class ChunkedEnv(gymnasium.Env):
         return chunk, *outcome
 
 
+# What Meta-World's reset moves in the model itself, beside the physical state.
+_MOVED_AT_RESET = ("body_pos", "body_quat", "site_pos", "geom_pos", "geom_quat")
+
+
 class RealEnv(ChunkedEnv):
     """One Meta-World task."""
 
@@ -489,6 +493,3 @@ class RealEnv(ChunkedEnv):
         )
         raw, self._decisions, self._success = snapshot["own"]
         self._raw = raw.copy()
-
-
-_MOVED_AT_RESET = ("body_pos", "body_quat", "site_pos", "geom_pos", "geom_quat")

@@ -5,9 +5,10 @@ each reads what the earlier ones left in the run folder and leaves its own.
     2 sft        imitation (L1 mean, Laplace scale head)
     3 explore    the SFT policy, with noise, collects successes and failures: real episodes,
                  counted in the ledger
-    4 filtered_bc  imitation goes on with those of them that succeeded
-    5 simulator  the world simulator learns from all episodes
-    6 reflector  the instant reflector learns from all episodes
+    4 filtered_bc
+                 imitation goes on with those of them that succeeded
+    5 simulator  the world simulator learns from all episodes but those held out
+    6 reflector  the instant reflector learns from them too, and from dreams of them
     7 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
     8 evaluate   real success on test starts: the three policies, three terminations
 
@@ -168,8 +169,9 @@ def sources(run: Run) -> tuple[list[Episode], list[Episode], Camera]:
 
 
 def held_out(episodes: list[Episode], every: int = 8) -> tuple[list[Episode], list[Episode]]:
-    """Every eighth exploration episode is kept from training, to measure simulator and reflector;
-    of the others every fourth, to calibrate the reflector: (training, held out)."""
+    """(training, held out). Every eighth exploration episode is kept from training, to measure
+    simulator and reflector; of what is left every fourth, by a second call, to calibrate the
+    reflector."""
     return [e for i, e in enumerate(episodes) if i % every], episodes[::every]
 
 
@@ -334,8 +336,8 @@ def open_loop(run: Run, simulator: Simulator, slots: int) -> WorldEnv:
 
 
 def _dream_strips(run: Run, world: WorldEnv, episodes: list[Episode]) -> None:
-    """One picture and film per task:
-    above the real episode, below the dream of the same actions."""
+    """One picture and film per task: the real episode above (in the film left), below (right) the
+    dream of the same actions."""
     first = [next((e for e in episodes if e.task == task), None) for task in run.config.tasks]
     chosen = [e for e in first if e is not None]
     dreams = dream_along(world, chosen)

@@ -21,6 +21,7 @@ from libero_tasks import LIBERO_INSTRUCTIONS
 from view import from_the_hand
 
 TOKENS = 16  # L: instructions are padded or cut to this many tokens
+IMAGE_TOKENS = 4  # of `KeypointVLM`: what the picture says, in so many words
 
 
 def words_of(instructions: dict[str, tuple[str, ...]]) -> list[str]:
@@ -66,8 +67,6 @@ def words(tokens: torch.Tensor) -> list[str]:
     return [_TOKENIZER.decode([i for i in row if i]) for row in tokens.tolist()]
 
 
-IMAGE_TOKENS = 4  # of `KeypointVLM`: what the picture says, in so many words
-
 # ----------------------------------------------------------------------------------- convolutions
 
 
@@ -83,6 +82,10 @@ class FiLMConv(nn.Module):
         nn.init.zeros_(self.film.bias)
 
     def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, C, H, W) and words (B, D) -> (B, C', H/stride, W/stride):
+
+        SiLU((1 + gamma) norm(conv(x)) + delta),   (gamma, delta) = W text
+        """
         gamma, delta = self.film(text)[:, :, None, None].chunk(2, dim=1)
         return F.silu(self.norm(self.conv(x)) * (1 + gamma) + delta)
 

@@ -1,4 +1,5 @@
-"""What the README says, against the code and the results: a sentence that went stale fails here."""
+"""What README and docs/*.md say, against the code and the results: a sentence that went stale
+fails here."""
 
 import ast
 import json
@@ -23,13 +24,15 @@ from tasks import (
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
 SOURCES = sorted(ROOT.glob("*.py"))
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def section(title: str) -> str:
-    """The text below the heading `## title`, up to the next one."""
-    (text,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.M | re.S)
+    """The text below the heading `## title`, up to the next one, on whichever page has it."""
+    pattern = rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)"
+    (text,) = (text for page in PAGES.values() for text in re.findall(pattern, page, re.M | re.S))
     return text
 
 
@@ -45,15 +48,34 @@ def rows(text: str) -> list[list[str]]:
 
 
 def defined(path: Path) -> set[str]:
-    """Top-level functions and classes of a file, and methods as Class.method."""
+    """Top-level functions, classes and constants of a file; methods and fields as Class.name."""
     names = set()
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
+        names |= _names(node)
         if isinstance(node, ast.ClassDef):
-            methods = [child for child in node.body if isinstance(child, ast.FunctionDef)]
-            names |= {f"{node.name}.{method.name}" for method in methods}
+            names |= {f"{node.name}.{name}" for child in node.body for name in _names(child)}
     return names
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """What a statement defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    targets = [x for t in targets for x in (t.elts if isinstance(t, ast.Tuple) else [t])]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def texts(path: Path) -> list[str]:
+    """The strings of a file, with "..." in the place of what an f-string fills in."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            values = [v.value if isinstance(v, ast.Constant) else "..." for v in node.values]
+            found.append("".join(values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(re.sub(r"\{[^}]*\}", "...", node.value))  # a template for str.format
+    return found
 
 
 # --------------------------------------------------------------------------------------- the result
@@ -80,8 +102,11 @@ def test_prose_around_the_results_states_no_figure():
 
 
 def commands() -> list[str]:
-    """Every `python cli.py ...` of the README as written, up to the closing back-tick."""
-    return sorted(set(re.findall(r"python cli\.py ([^`\n]*)", README)))
+    """Every command of the pages as written: what stands behind cli.py up to the closing back-tick
+    or the end of the line, and what `make train` and `make -C` hand on in ARGS."""
+    pages = "\n".join(PAGES.values())
+    found = set(re.findall(r"[^`\w]cli\.py ([^`\n]*)", pages))
+    return sorted(found | {f"train {a}" for a in re.findall(r'make train ARGS="([^"]*)"', pages)})
 
 
 def find(words: list[str]):
@@ -94,9 +119,27 @@ def find(words: list[str]):
     return None if command is None or hasattr(command, "commands") else command
 
 
+SIGNATURES = re.findall(r"^\| `python cli\.py ([^`]*)`", section("The other commands"), re.M)
+
+
 @pytest.mark.parametrize("line", commands())
-def test_commands_exist(line):
-    assert find(shlex.split(line)) is not None, f"python cli.py {line}"
+def test_commands_parse(line):
+    """The command exists, and takes the options and arguments that stand there. (In the table of
+    commands stand names, of which some need an option more.)"""
+    words = shlex.split(line)
+    command = find(words)
+    assert command is not None, f"python cli.py {line}"
+    if line in SIGNATURES:
+        return
+    parts = 2 if words[0] == "demos" else 1
+    command.make_context(words[parts - 1], words[parts:])
+
+
+def test_a_command_that_does_not_parse_is_noticed():
+    with pytest.raises(Exception, match="No such option"):
+        test_commands_parse("train --no-such-option 1")
+    with pytest.raises(Exception, match="valid integer"):
+        test_commands_parse("evaluate RUN --starts many")
 
 
 def test_every_command_is_listed():
@@ -107,7 +150,9 @@ def test_every_command_is_listed():
         names |= {f"{name} {sub}" for sub in getattr(command, "commands", {})} or {name}
     listed = {
         " ".join(word for word in command.split() if word.islower())
-        for command in re.findall(r"^\| `python cli\.py ([^`]*)`", README, re.M)
+        for command in re.findall(
+            r"^\| `python cli\.py ([^`]*)`", section("The other commands"), re.M
+        )
     }
     assert listed == names
 
@@ -127,10 +172,13 @@ def test_make_targets_exist():
 
 
 def code() -> list[str]:
-    """What the README sets as code, in the text and in blocks."""
-    text, *parts = re.split(r"^```\n", README, flags=re.M)
-    blocks, texts = parts[::2], [text, *parts[1::2]]
-    return blocks + re.findall(r"`([^`\n]+)`", "\n".join(texts))
+    """What the pages set as code, in the text and in blocks."""
+    found = []
+    for page in PAGES.values():
+        text, *parts = re.split(r"^```\w*(?: .*)?\n", page, flags=re.M)
+        blocks, prose = parts[::2], [text, *parts[1::2]]
+        found += blocks + re.findall(r"`([^`\n]+)`", "\n".join(prose))
+    return found
 
 
 # --------------------------------------------------------------------------------- files, functions
@@ -159,21 +207,122 @@ def test_reading_order_is_from_the_bottom_up():
 PAPER = rows(section("From the paper to the code"))[1:]
 
 
-@pytest.mark.parametrize("item, function, test", PAPER, ids=[row[0] for row in PAPER])
-def test_functions_and_tests_of_the_paper_exist(item, function, test):
+@pytest.mark.parametrize("item, words, function, test", PAPER, ids=[row[0] for row in PAPER])
+def test_functions_and_tests_of_the_paper_exist(item, words, function, test):
+    assert len(words) > 10, "the equation in words is missing"
     module, _, name = function.strip("`").partition(".")
     assert name in defined(ROOT / f"{module}.py")
     module, _, name = test.strip("`").partition(".")
     assert name in defined(ROOT / "tests" / f"{module}.py")
 
 
+def test_names_from_the_code_exist():
+    """`module.name`, anywhere on the pages, is defined in that module."""
+    modules = {path.stem: path for path in [*SOURCES, *ROOT.glob("tests/*.py")]}
+    for span in set(code()):
+        module, _, name = span.partition(".")
+        is_file = name in ("py", "md", "html", "json")
+        if module in modules and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name) and not is_file:
+            assert name in defined(modules[module]), span
+
+
 def test_linked_files_exist():
     """Pictures and files that are named, except those that commands make."""
-    named = re.findall(r"\]\(([^)]+)\)", README)
-    named += re.findall(r"`((?:results|tests|docs)/[\w./]+\.\w+|LICENSE|\w+\.txt)`", README)
+    missing = []
+    for page, text in PAGES.items():
+        folder = ROOT if page == "README.md" else ROOT / "docs"
+        links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
+        missing += [link for link in links if link and not (folder / link).exists()]
+    folders = "results|tests|docs|launch|notebooks"
+    named = re.compile(rf"(?:(?:{folders})/[\w./-]+\.\w+|\w+\.(?:py|txt)|LICENSE|Makefile)")
     made = {"results/summary.json"}  # by `summary`, from finished runs
-    missing = [name for name in sorted(set(named) - made) if not (ROOT / name).is_file()]
+    named = {span for span in code() if named.fullmatch(span)} - made
+    missing += [name for name in sorted(named) if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_anchors_exist():
+    """A link to a heading, on its own page or another, finds one."""
+    for page, text in PAGES.items():
+        for link, anchor in re.findall(r"\]\(([^)\s#]*)#([\w-]+)\)", text):
+            target = PAGES[Path(link).name if link else page]
+            headings = re.findall(r"^#+ (.*)$", target, re.M)
+            slugs = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+            assert anchor in slugs, f"{page}: {link}#{anchor}"
+
+
+def test_every_page_is_linked():
+    """No page in docs/ that the README does not name."""
+    for page in PAGES:
+        assert page == "README.md" or f"](docs/{page})" in README, page
+
+
+# ------------------------------------------------------------------- glossary, failures, machines
+
+
+def test_glossary_is_in_order_and_its_files_exist():
+    terms = rows(PAGES["glossary.md"])[1:]
+    names = [term.lower() for term, _, _ in terms]
+    assert names == sorted(names) and len(names) == len(set(names))
+    for term, sentence, file in terms:
+        assert sentence.endswith(".") and sentence.count(". ") == 0, term
+        assert (ROOT / file.strip("`")).is_file(), term
+
+
+FAILURES = rows(section("When something looks wrong"))[1:]
+
+
+@pytest.mark.parametrize("seen, file, why, remedy", FAILURES, ids=[row[0] for row in FAILURES])
+def test_messages_are_those_of_the_code(seen, file, why, remedy):
+    """What stands in back-ticks is said by the file beside it, word for word."""
+    assert why and remedy
+    said = [" ".join(text.split()) for text in texts(ROOT / file.strip("`"))]
+    for message in re.findall(r"`([^`]+)`", seen):
+        assert any(pattern(message).search(text) for text in said), message
+
+
+def pattern(message: str) -> re.Pattern:
+    """`a ... b` as a search for a, anything, b."""
+    return re.compile(".*".join(re.escape(part) for part in message.split("...")))
+
+
+def test_a_message_that_nobody_says_is_noticed():
+    with pytest.raises(AssertionError):
+        test_messages_are_those_of_the_code("`the dream never lies ...`", "`gauge.py`", "a", "b")
+
+
+MACHINES = rows(section("Which machine"))[1:]
+
+
+@pytest.mark.parametrize("fork, command, minutes, memory, source", MACHINES)
+def test_minutes_and_memory_are_measured_or_marked(fork, command, minutes, memory, source):
+    """Each row has its figures from the file that it names, or says that it is an estimate, and of
+    what."""
+    path = source.strip("`")
+    if source.startswith("estimate"):
+        told = re.search(r"`([\w./]+)`", source)[1]
+        module, _, name = told.partition(".")
+        if not (ROOT / told).is_file():
+            assert name in defined(ROOT / f"{module}.py")
+            assert "ESTIMATE" in (ROOT / f"{module}.py").read_text()
+        return
+    record = json.loads((ROOT / path).read_text())
+    if path == "results/summary.json":
+        found = record["train_minutes"]["value"], record["train_peak_gib"]["value"]
+    else:
+        stages = record["stages"] if "stages" in record else record[command.strip("`")]["stages"]
+        if "command" in record:  # beside what is the default anyway
+            given = command.strip("`").removeprefix("make ").split(" --out")[0]
+            assert set(given.split()) <= set(record["command"].split())
+        seconds = sum(stage["seconds"] for stage in stages.values())
+        found = seconds / 60, max(stage["peak_gib"] for stage in stages.values())
+    assert (minutes, memory) == (f"{found[0]:.1f}", f"{found[1]:.1f} GiB")
+
+
+def test_the_first_picture_came_when_the_page_says():
+    measured = json.loads((ROOT / "results" / "first_dream.json").read_text())
+    seconds = next(iter(measured.values()))["seconds_to_the_first_picture"]
+    assert f"{seconds / 60:.1f} minutes after the first command" in " ".join(README.split())
 
 
 # ----------------------------------------------------------------------------- protocol, departures
@@ -217,16 +366,16 @@ def test_a_run_on_libero_does_not_enter_the_summary(tmp_path):
 
 
 def test_the_example_of_a_task_can_be_played(monkeypatch):
-    """README's own task, as it is written there: the expert succeeds, an equal seed gives an equal
-    start, a snapshot goes on as if nothing had happened, and the hand is drawn where it is."""
+    """The task of docs/task.md, as it stands there: the expert succeeds, an equal seed gives an
+    equal start, a snapshot goes on as if nothing had happened, the hand is drawn where it is."""
     import numpy as np
 
     import instructions
 
-    text = README.split("## Add your own task")[1].split("```python")[1].split("```")[0]
+    text = PAGES["task.md"].split("```python")[1].split("```")[0]
     monkeypatch.setitem(instructions.INSTRUCTIONS, "dot", ("reach the edge",) * 3)
     spaces: dict = {}
-    exec(compile(text, "README.md", "exec"), spaces)
+    exec(compile(text, "docs/task.md", "exec"), spaces)
     env, again = spaces["DotEnv"](), spaces["DotEnv"]()
     first, _ = env.reset(seed=7)
     assert np.array_equal(again.reset(seed=7)[0]["image"], first["image"])
