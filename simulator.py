@@ -47,6 +47,7 @@ from view import HandInView
 
 MEMORY = 4  # M: the current frame, the one before, the one half-way back, and the first
 SOURCES = MEMORY + 2  # where a pixel may be copied from: memory, carried and recalled frame
+SHARPNESS = 4.0  # of the choice between sources: see `Simulator._denoise`
 MARKER, NEAR = 2.0, 8.0  # pixels at 64, standard deviations: a marker; what is near the hand
 
 
@@ -244,10 +245,12 @@ class Simulator(nn.Module):
         c = 3, or the channels of the latents. sources, drawn, vector: see `conditions`; tokens:
         see `reference_tokens`.
 
-        For every pixel the network paints a change p and chooses, by a softmax w, between
-        painting it and copying it from one of the sources:
+        For every pixel the network paints a change p and chooses, by a softmax w of the logits z,
+        between painting it and copying it from one of the sources:
 
-            x_0 = w_paint * p + sum_m w_m * c * (source_m - o_t)
+            w = softmax(SHARPNESS * z),    x_0 = w_paint * p + sum_m w_m * c * (source_m - o_t)
+
+        A choice that is not sharp mixes a thing's old and new place, and the thing fades.
 
         # DEVIATION: the paper's network outputs the frame (its latent) directly; here it may copy;
         #   because the camera stands still, and what is merely repainted at every decision turns
@@ -262,7 +265,7 @@ class Simulator(nn.Module):
         # All stays folded: a folded channel is (what it is, where in the F x F pixels it is).
         c, cells = self.frames.channels, self.config.fold**2
         painted, choice = output.unflatten(1, (-1, cells)).split([c, 1 + SOURCES], dim=1)
-        weight = choice.softmax(dim=1)  # (B, 1+M+2, FF, h, w)
+        weight = (SHARPNESS * choice).softmax(dim=1)  # (B, 1+M+2, FF, h, w)
         copies = sources.unflatten(2, (c, cells))  # (B, M+2, c, FF, h, w)
         x_0 = weight[:, :1] * painted
         for m in range(1, SOURCES):  # source 0 is o_t itself: no change

@@ -8,6 +8,7 @@ from demos import Episode
 from fit import FitConfig, fit
 from simulator import (
     MEMORY,
+    SHARPNESS,
     SOURCES,
     Simulator,
     SimulatorConfig,
@@ -306,7 +307,7 @@ def test_the_folded_mixture_is_that_of_pixels():
             inputs, time, encoder_hidden_states=tokens, class_labels=vector
         ).sample
         pixels = torch.nn.functional.pixel_shuffle(output, fold)
-        weight = pixels[:, 3:].softmax(dim=1)
+        weight = (SHARPNESS * pixels[:, 3:]).softmax(dim=1)
         frames = torch.nn.functional.pixel_shuffle(sources, fold)  # (B, M+2, 3, H, W)
         assert torch.allclose(frames[:, :MEMORY], memory)
         change = weight[:, :1] * pixels[:, :3]
