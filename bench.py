@@ -33,11 +33,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -72,7 +74,7 @@ class Plan:
     seconds: float = 0.6  # that a piece on the clock lasts at least, where it can
     batches: tuple[int, ...] = (1, 8, BATCH, 256)  # rollouts side by side
     steps: tuple[int, ...] = (1, 2, 3, 4)  # denoising steps per frame
-    matmul: tuple[int, ...] = (1024, 2048, 4096)  # sides of the square matrices, the best counts
+    matmul: tuple[int, ...] = (1024, 2304, 4096)  # sides of the square matrices, the best counts
     demos: int = 2  # demonstrations per task that are played for it
     # Growth: rollouts, decisions of an episode and rollouts of a task where the factor is 1.
     rollouts: int = 16
@@ -86,8 +88,8 @@ class Plan:
 
 
 QUICK = Plan(
-    repeats=2, seconds=0.05, batches=(1, BATCH), steps=(1, 2), matmul=(512,), demos=1, rollouts=2,
-    decisions=2, of_a_task=2, memory=("parts", "imagine 64"),
+    repeats=2, seconds=0.05, batches=(1, BATCH), steps=(1, 2), matmul=(256,), demos=1, rollouts=2,
+    decisions=2, of_a_task=2, factors=(1, 4, 16), memory=("imagine 64",),
 )  # fmt: skip
 
 
@@ -179,6 +181,18 @@ def paced(work: Work, seconds: float) -> int:
     return max(1, min(work.most, math.ceil(seconds / taken)))
 
 
+def clocked(call: Callable[[], object]) -> Callable[[int], float]:
+    """`Work.do` that calls so many times, all of it on the clock."""
+
+    def do(times: int) -> float:
+        started = time.perf_counter()
+        for _ in range(times):
+            call()
+        return time.perf_counter() - started
+
+    return do
+
+
 def imagined(parts: Parts, world: WorldEnv, denoising: int) -> Work:
     """Decisions in a dream with the policy, the simulator and the reflector in the loop."""
 
@@ -253,14 +267,9 @@ def loop_update(parts: Parts) -> Work:
     policy = copy.deepcopy(parts.policy)
     optimizer = torch.optim.Adam(policy.parameter_groups(config.learning_rate, config.adapter_rate))
 
-    def do(updates: int) -> float:
-        started = time.perf_counter()
-        for _ in range(updates):
-            update(policy, optimizer, rollouts, config, generator)
-        return time.perf_counter() - started
-
+    call = partial(update, policy, optimizer, rollouts, config, generator)
     rows = min(len(rollouts.member), config.decisions)
-    return Work(do, each=config.epochs * math.ceil(rows / config.minibatch))
+    return Work(clocked(call), each=config.epochs * math.ceil(rows / config.minibatch))
 
 
 # ----------------------------------------------------------------------------------------- denoiser
@@ -297,18 +306,21 @@ def computes_bf16() -> bool:
         return torch.is_autocast_enabled("cpu")
 
 
-def matrix_product(side: int, dtype: torch.dtype) -> Work:
-    """Products of two square matrices, 2 n^3 FLOPs each."""
+def matrix_products(side: int, dtype: torch.dtype) -> dict[str, Work]:
+    """The product of two square matrices, 2 n^3 FLOPs, as both libraries behind torch do it: MKL,
+    and oneDNN, whose 1 x 1 convolution over n pixels of n channels is the same product. On AMD's
+    processors MKL leaves half of the width of AVX-512 unused [measured here], so that alone it
+    would be no peak. side: 16 times a square."""
     a, b = torch.rand(2, side, side).to(dtype)
     out = torch.empty(side, side, dtype=dtype)
-
-    def do(products: int) -> float:
-        started = time.perf_counter()
-        for _ in range(products):
-            torch.mm(a, b, out=out)
-        return time.perf_counter() - started
-
-    return Work(do, each=2 * side**3)
+    edge = math.isqrt(side // 16)
+    pixels = torch.rand(16, side, edge, edge).to(dtype, memory_format=torch.channels_last)
+    weight = torch.rand(side, side, 1, 1).to(dtype)
+    ways = {
+        "product": lambda: torch.mm(a, b, out=out),
+        "convolution": lambda: F.conv2d(pixels, weight),
+    }
+    return {name: Work(clocked(product), each=2 * side**3) for name, product in ways.items()}
 
 
 def denoiser(parts: Parts, plan: Plan) -> dict:
@@ -317,31 +329,27 @@ def denoiser(parts: Parts, plan: Plan) -> dict:
     unet, calls = parts.simulator.unet, denoiser_calls(parts)
     flops = flops_of(unet, calls)
 
-    def again(bf16: bool) -> Work:
-        def do(times: int) -> float:
+    def again(bf16: bool) -> None:
+        for arguments, keywords in calls:
             with torch.no_grad(), bf16_autocast(device_of(unet), bf16):
-                started = time.perf_counter()
-                for _ in range(times):
-                    for arguments, keywords in calls:
-                        unet(*arguments, **keywords)
-                return time.perf_counter() - started
-
-        return Work(do, each=flops)
+                unet(*arguments, **keywords)
 
     precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if computes_bf16() else {})
     works = {}
     for name, dtype in precisions.items():
-        works |= {(name, side): matrix_product(side, dtype) for side in plan.matmul}
-        works[name, "denoiser"] = again(name == "bf16")
-    rates = alternate(works, plan.repeats, plan.seconds / 2)
+        for side in plan.matmul:
+            products = matrix_products(side, dtype)
+            works |= {(name, side, way): work for way, work in products.items()}
+        works[name, "denoiser"] = Work(clocked(partial(again, name == "bf16")), each=flops)
+    rates = alternate(works, plan.repeats, plan.seconds / 4)
     frames = BATCH * parts.config.simulator.sampling_steps
     result: dict = {
         "gflop_per_frame": digits(flops / frames / 1e9),
         "imagination": "bf16" if "bf16" in precisions else "fp32",
     }
     for name in precisions:
-        peak = max(rate for side in plan.matmul for rate in rates[name, side])
-        done = rates[name, "denoiser"]
+        done = rates.pop((name, "denoiser"))
+        peak = max(max(each) for (precision, *_), each in rates.items() if precision == name)
         result[name] = {
             "matmul_peak_gflops": digits(peak / 1e9),
             "denoiser_gflops": spread([rate / 1e9 for rate in done]),
@@ -434,7 +442,7 @@ def growth(parts: Parts, plan: Plan) -> dict[str, dict]:
         worlds["tasks"].starts = {Start(name, 0): first for name in names[:factor]}
         size = {"rollouts": plan.rollouts, "decisions": plan.decisions, "tasks": 1}
         for what, world in worlds.items():
-            works[what, factor] = Work(whole_rollouts(parts, world), most=1)
+            works[what, factor] = Work(clocked(partial(whole_rollouts, parts, world)), most=1)
             sizes[what, factor] = factor * size[what]
     rates = alternate(works, plan.repeats, 0)
     result = {}
@@ -446,19 +454,12 @@ def growth(parts: Parts, plan: Plan) -> dict[str, dict]:
     return result
 
 
-def whole_rollouts(parts: Parts, world: WorldEnv) -> Callable[[int], float]:
-    """`Work.do` for all rollouts of a world, from their start to the horizon."""
-
-    def do(times: int) -> float:
-        parts.simulator.config = parts.config.simulator
-        started = time.perf_counter()
-        for _ in range(times):
-            observation, _ = world.reset()
-            while not world.done.all():
-                observation = world.step(parts.policy.act(observation, ~world.done))[0]
-        return time.perf_counter() - started
-
-    return do
+def whole_rollouts(parts: Parts, world: WorldEnv) -> None:
+    """All rollouts of a world, from their start to the horizon."""
+    parts.simulator.config = parts.config.simulator
+    observation, _ = world.reset()
+    while not world.done.all():
+        observation = world.step(parts.policy.act(observation, ~world.done))[0]
 
 
 # ------------------------------------------------------------------------------------------- memory
