@@ -508,7 +508,9 @@ def measure(config: RunConfig, run: Run | None, plan: Plan, say: Callable[[str],
             for world in [parts.world(batch)]
             for steps in sorted({*plan.steps, config.simulator.sampling_steps})
         }
-        works |= {("real", workers): real(parts, env) for workers, env in envs.items()}
+        usual = BATCH, config.simulator.sampling_steps
+        works[usual] = works.pop(usual)  # now last: beside the real frames that it is compared with
+        works |= {("real", workers): real(parts, envs[workers]) for workers in (2, 1)}
         frames = alternate(works, plan.repeats, plan.seconds)
     finally:
         for env in envs.values():
@@ -546,11 +548,7 @@ def figures(config: RunConfig, frames: dict, denoised: dict) -> dict:
             for (batch, steps), each in frames.items()
             if batch != "real"
         ],
-        "real_fps": [
-            {"processes": workers, **spread(each)}
-            for (where, workers), each in frames.items()
-            if where == "real"
-        ],
+        "real_fps": [{"processes": n, **spread(frames["real", n])} for n in (1, 2)],
     }
 
 
