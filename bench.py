@@ -76,10 +76,11 @@ class Plan:
     steps: tuple[int, ...] = (1, 2, 3, 4)  # denoising steps per frame
     matmul: tuple[int, ...] = (1024, 2304, 4096)  # sides of the square matrices, the best counts
     demos: int = 2  # demonstrations per task that are played for it
-    # Growth: rollouts, decisions of an episode and rollouts of a task where the factor is 1.
-    rollouts: int = 16
-    decisions: int = 4
-    of_a_task: int = 8
+    # Growth: rollouts, decisions of an episode and rollouts of a task where the factor is 1. Fewer
+    # rollouts than the world imagines at a time (worldenv.BLOCK) cost more each.
+    rollouts: int = 32
+    decisions: int = 2
+    of_a_task: int = 32
     factors: tuple[int, ...] = (1, 2, 4, 8, 16)
     memory: tuple[str, ...] = (
         "parts", "imagine 64", "imagine 256", "policy", "kinematics", "simulator", "reflector",
@@ -197,12 +198,14 @@ def imagined(parts: Parts, world: WorldEnv, denoising: int) -> Work:
     """Decisions in a dream with the policy, the simulator and the reflector in the loop."""
 
     def do(decisions: int) -> float:
-        parts.simulator.config = replace(parts.simulator.config, sampling_steps=denoising)
+        parts.simulator.config = replace(parts.config.simulator, sampling_steps=denoising)
         observation, _ = world.reset()
         started = time.perf_counter()
         for _ in range(decisions):
             observation = world.step(parts.policy.act(observation, ~world.done))[0]
-        return time.perf_counter() - started
+        taken = time.perf_counter() - started
+        parts.simulator.config = parts.config.simulator
+        return taken
 
     return Work(do, each=world.num_envs, most=world.config.horizon)
 
@@ -456,7 +459,6 @@ def growth(parts: Parts, plan: Plan) -> dict[str, dict]:
 
 def whole_rollouts(parts: Parts, world: WorldEnv) -> None:
     """All rollouts of a world, from their start to the horizon."""
-    parts.simulator.config = parts.config.simulator
     observation, _ = world.reset()
     while not world.done.all():
         observation = world.step(parts.policy.act(observation, ~world.done))[0]

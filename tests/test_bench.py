@@ -4,7 +4,7 @@ whole command at debug size: what it writes must agree with itself."""
 import json
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import imageio.v3 as imageio
 import numpy as np
@@ -19,8 +19,10 @@ import cli
 import runs
 import studies
 from camera import Camera
+from checkpoints import save_part
 from demos import Episode
 from instructions import INSTRUCTIONS
+from reflector import Reflector
 
 CAMERA = Camera((0.0, 0.0, 1.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, 64)
 CONFIG = runs.preset("debug")
@@ -179,6 +181,23 @@ def test_untrained_parts_look_things_up_as_trained_ones_do(parts):
     decisions = sum(len(e) for e in bench.as_many_as_a_run(CONFIG, parts.episodes))
     assert int(parts.simulator.kinematics.recorded) == decisions
     assert int((parts.simulator.album.owners >= 0).sum()) == min(CONFIG.simulator.album, 56)
+
+
+def test_a_finished_run_brings_its_own_weights(parts, tmp_path):
+    """And its forest and album; only the stop is taken out, and only in memory."""
+    run = runs.Run.create(tmp_path / "run", CONFIG)
+    run.checkpoint("policy").parent.mkdir()
+    reflector = Reflector(CONFIG.reflector)
+    save_part(run.checkpoint("policy"), parts.policy, asdict(CONFIG.policy))
+    save_part(run.checkpoint("simulator"), parts.simulator, parts.simulator.description())
+    save_part(run.checkpoint("reflector"), reflector, reflector.description())
+    built = bench.build(CONFIG, parts.episodes, CAMERA, runs.Run.open(run.folder))
+    for mine, saved in ((built.policy, parts.policy), (built.simulator, parts.simulator)):
+        state = saved.state_dict()
+        assert all(torch.equal(x, state[name]) for name, x in mine.state_dict().items())
+        assert not mine.training
+    assert float(built.reflector.threshold) == math.inf
+    assert float(run.reflector().threshold) == pytest.approx(CONFIG.reflector.threshold)
 
 
 def test_training_is_timed_on_copies(parts):
