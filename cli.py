@@ -9,6 +9,7 @@
     evaluate                     real success with intervals
     trust                        how often the dream lies
     compare                      the dream beside its alternatives at the same real budget
+    bench                        how fast it all is here, dream and reality in the same run
     report                       rewrite a run's report.md and .html; several runs in one page
     config                       print the settings
 
@@ -467,6 +468,39 @@ def compare_command(
     command += f" --starts {starts}" if starts else ""
     study.write(out, records, command, hardware())
     print((out / "compare.md").read_text())
+
+
+@app.command("bench")
+def bench_command(
+    preset: Preset = "cpu",
+    run: Annotated[
+        Path | None, typer.Option(help="A finished run in the place of untrained parts.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="A JSON file; a table (.md) and a chart (.png) go beside it.")
+    ] = Path("results/bench.json"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few and short measurements, to look at.")
+    ] = False,
+) -> None:
+    """Frames/s imagined and real, training steps/s, the denoiser's FLOP/s, memory, a profile."""
+    import bench
+    import render
+    from runs import Run
+
+    if out.suffix != ".json":
+        raise ValueError(f"--out: got {str(out)!r}; expected a file that ends in .json")
+    check_output(out.parent, 1)
+    finished = None if run is None else Run.open(run)
+    config = build_config(preset, "", None, 0, "dream", None, None, None, False)
+    config = config if finished is None else finished.config
+    render.choose_backend()
+    what = f"--preset {preset}" if finished is None else f"--run {run}"
+    command = f"python cli.py bench {what}"
+    command += " --quick" if quick else ""
+    plan = bench.QUICK if quick else bench.Plan()
+    bench.bench(out, config, finished, plan, command, partial(print, flush=True))
+    print(out.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":  # required: workers of the real environment import this file again

@@ -345,12 +345,12 @@ def peak_memory_gib() -> float:
     import psutil
 
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return (
-        own + sum(_peak_kib(child) for child in psutil.Process().children(recursive=True)) / 2**20
-    )
+    return own + sum(peak_kib(child) for child in psutil.Process().children(recursive=True)) / 2**20
 
 
-def _peak_kib(process) -> float:
+def peak_kib(process) -> float:
+    """Peak resident memory of a process (psutil.Process), KiB; on Linux, elsewhere what it holds
+    now."""
     try:
         with open(f"/proc/{process.pid}/status") as file:
             return next(float(line.split()[1]) for line in file if line.startswith("VmHWM"))

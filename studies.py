@@ -122,7 +122,7 @@ def measure_expert(
         env.close()
     found[suite] = {
         "command": command,
-        "commit": _commit(),
+        "commit": current_commit(),
         "seeds": [seeds[0], seeds[-1]],
         "step_limit": config.horizon * config.chunk,
         "chunk": config.chunk,
@@ -167,7 +167,7 @@ def screening_table(rows: list[dict]) -> str:
 def collect(run_folders: list[Path], results: Path) -> None:
     """Copy what finished runs measured (settings, stages; no weights, no films)
     to results/runs/<name>.json."""
-    commit = _commit()
+    commit = current_commit()
     for folder in run_folders:
         run = Run.open(folder)
         if "evaluate" not in run.stages:
@@ -200,7 +200,8 @@ def _command(run: Run) -> str:
     return " ".join(words)
 
 
-def _commit() -> str:
+def current_commit() -> str:
+    """The short name of the commit that is checked out, or "unknown"."""
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
@@ -271,8 +272,20 @@ def summarize_runs(results: Path) -> dict:
             dream,
             lambda r: _success(r, "policy", "reflector"),
         )
+    if (results / "bench.json").is_file():
+        summary |= _how_fast(json.loads((results / "bench.json").read_text()))
     write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _how_fast(bench: dict) -> dict[str, dict]:
+    """The figures of `python cli.py bench`. Here n counts the turns of one run: the value is their
+    median, low and high are the lowest and the highest."""
+    origin = {name: bench[name] for name in ("command", "commit", "hardware")}
+    return {
+        key: {name: figure[name] for name in ("value", "low", "high", "n")} | origin
+        for key, figure in bench["figures"].items()
+    }
 
 
 def _at_the_kept_probe(record: dict, share: str) -> float | None:
