@@ -410,9 +410,9 @@ def profile(parts: Parts, batch: int, plan: Plan) -> dict[str, float]:
         "kinematics: network": (simulator.kinematics, "smooth"),
         "kinematics: forest": (simulator.kinematics, "next_state"),
         "world: memory and history": (world, "step"),
-        "simulator: frames to copy from (album, carried)": (simulator, "sources"),
+        "simulator: conditions (album, carried, folding)": (simulator, "conditions"),
         "simulator: U-Net": (simulator.unet, "forward"),
-        "simulator: conditions, copying, decoding": (simulator, "next_frame"),
+        "simulator: copying, decoding": (simulator, "next_frame"),
         "reflector": (parts.reflector, "reward"),
     }
     with watched(methods) as watch:
