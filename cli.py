@@ -143,12 +143,12 @@ def train_command(
 ) -> None:
     """Train: demos, sft, explore, filtered_bc, simulator, reflector, rl, evaluate.
 
-    Options that are left out come from the preset. Run again to resume: finished stages are
-    skipped.
+    Options that are left out come from the preset. Run again to resume; Ctrl-C ends a run safely.
     """
     import render
     import report
     import train as stages
+    from resume import ending_by_signals, only_training
     from runs import Run
 
     check_device(device)
@@ -168,7 +168,8 @@ def train_command(
     processes.start(device, config.shared)
     with processes.main_first():
         run = Run.create(out, config, device)
-    with StageDisplay(run, stages.stages_of(config)) as display:
+    names = stages.stages_of(config)
+    with only_training(out), ending_by_signals(), StageDisplay(run, names) as display:
         if preset in ("gpu", "paper") and device == "cpu":
             display.line(f"preset {preset} on the processor: expect days; a GPU is --device cuda")
         try:
