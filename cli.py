@@ -148,7 +148,7 @@ def train_command(
     import render
     import report
     import train as stages
-    from resume import ending_by_signals, only_training
+    from resume import only_training
     from runs import Run
 
     check_device(device)
@@ -168,8 +168,7 @@ def train_command(
     processes.start(device, config.shared)
     with processes.main_first():
         run = Run.create(out, config, device)
-    names = stages.stages_of(config)
-    with only_training(out), ending_by_signals(), StageDisplay(run, names) as display:
+    with only_training(out), StageDisplay(run, stages.stages_of(config)) as display:
         if preset in ("gpu", "paper") and device == "cpu":
             display.line(f"preset {preset} on the processor: expect days; a GPU is --device cuda")
         try:

@@ -223,6 +223,7 @@ def with_prefix(state: dict, prefix: str) -> dict:
 @contextmanager
 def only_training(folder: Path) -> Iterator[None]:
     """Raise ValueError where another training is at work in a run folder, and keep others out.
+    SIGTERM ends what is inside as Ctrl-C does, by KeyboardInterrupt.
 
     The lock is on config.json, which a run never writes again, and ends with the process that holds
     it, however that ends. Of several processes of one run the main one holds it."""
@@ -237,7 +238,8 @@ def only_training(folder: Path) -> Iterator[None]:
                 f"{folder}: another training is at work there; expected one at a time; wait for "
                 "its end, or choose another --out"
             ) from error
-        yield
+        with _on_signals(signal.default_int_handler):
+            yield
 
 
 # ------------------------------------------------------------------------------------- interruption
@@ -250,13 +252,6 @@ class _Stop:
 
 
 _stop = _Stop()
-
-
-@contextmanager
-def ending_by_signals() -> Iterator[None]:
-    """SIGTERM ends what is inside as Ctrl-C does: by KeyboardInterrupt."""
-    with _on_signals(signal.default_int_handler):
-        yield
 
 
 @contextmanager
