@@ -49,10 +49,11 @@ from options import (
 if TYPE_CHECKING:
     from runs import RunConfig
 
-# What has to be free on the disk. A run: 50 in the cpu preset, 200 in the gpu preset, and with
-# adapters for a model of 7 B weights about 1600, with Stable Diffusion's U-Net 3500 (estimates);
-# and episodes.
-CHECKPOINTS_MB, ADAPTERS_MB, UNET_MB = 250, 2000, 4000
+# What has to be free on the disk: checkpoints, three times the largest state of a stage (two stay,
+# one is being written), and episodes. 50 + 3 x 120 in the cpu preset, 200 + 3 x 740 in the gpu
+# preset; with adapters for a model of 7 B weights 1600 + 3 x 2400, with Stable Diffusion's U-Net
+# 3500 + 3 x 14,000 (estimates).
+CHECKPOINTS_MB, GPU_MB, ADAPTERS_MB, UNET_MB = 500, 2500, 9000, 46_000
 
 app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(demos_app, name="demos")
@@ -160,7 +161,8 @@ def train_command(
         one_of("--until", until, stages.stages_of(config))
     explored = config.exploration + (config.rounds - 1) * config.round_exploration
     episodes = len(config.tasks) * (config.demos + explored)
-    room = ADAPTERS_MB if config.policy.pretrained.checkpoint else CHECKPOINTS_MB
+    room = GPU_MB if preset in ("gpu", "paper") else CHECKPOINTS_MB
+    room += ADAPTERS_MB if config.policy.pretrained.checkpoint else 0
     room += UNET_MB if config.simulator.pretrained.unet else 0
     existing = check_output(out, room + episodes_mb(episodes, config.env))
     render.choose_backend()  # without a renderer there would be a run folder with nothing in it

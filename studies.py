@@ -270,6 +270,11 @@ def summarize_runs(results: Path) -> dict:
             dream,
             lambda r: _success(r, "policy", "reflector"),
         )
+    kills = results / "kills.json"  # by tests/kills.py
+    if kills.is_file():
+        found = json.loads(kills.read_text())
+        told = {key: found[key] for key in ("command", "commit", "hardware")}
+        summary["kills_bit_equal"] = {"value": found["bit_equal"], "n": found["kills"], **told}
     write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
