@@ -99,7 +99,7 @@ class Keeper:
             try:
                 self._states = self._read(path)
             except (ValueError, OSError) as error:
-                tell(f"{path}: damaged ({error}); the state before it is taken")
+                tell(f"{path}: damaged ({error}); passed over, what was kept before it serves")
                 continue
             self.steps = self._states["own"]["steps"]
             tell(f"{name} goes on after step {self.steps}")

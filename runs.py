@@ -520,11 +520,13 @@ class Run:
         return Keeper(self.folder / "resume", name, every, also, self._log)
 
     def forget_unfinished(self) -> None:
-        """Take the lines of stages that did not finish, and a line that was cut off, out of
-        metrics.jsonl. (A state that is resumed from brings its own.)"""
-        if not processes.is_main() or not self._log.is_file():
+        """Remove files that were cut off while they were written, from metrics.jsonl such a line
+        and those of stages that did not finish. (A state that is resumed from brings its own.)"""
+        if not processes.is_main():
             return
-        lines = self._log.read_text().splitlines(keepends=True)
+        for path in self.folder.rglob(".*.tmp"):  # as write_atomically names them
+            path.unlink(missing_ok=True)
+        lines = self._log.read_text().splitlines(keepends=True) if self._log.is_file() else []
         finished = [line for line in lines if _stage_of(line) in self.stages]
         if finished != lines:
             write_atomically(self._log, "".join(finished).encode())

@@ -248,9 +248,12 @@ def test_metrics_are_set_back(tmp_path):
     kept = path.read_text()
     run.log(stage="rl", round=1, iteration=1)
     path.write_text(path.read_text() + '{"time": 1, "sta')
+    half = run.folder / "resume" / ".rl-2.safetensors.123.tmp"  # the disk was written to
+    half.write_bytes(b"half of a file")
     run = Run.create(tmp_path / "run", preset("debug"))
     run.forget_unfinished()
     assert [json.loads(line)["stage"] for line in path.read_text().splitlines()] == ["sft"]
+    assert not half.exists()
     time.sleep(0.1)
     keeper = run.keeper("rl", 1)
     keeper.restore()
