@@ -161,10 +161,8 @@ def train_command(
         one_of("--until", until, stages.stages_of(config))
     explored = config.exploration + (config.rounds - 1) * config.round_exploration
     episodes = len(config.tasks) * (config.demos + explored)
-    room = GPU_MB if preset in ("gpu", "paper") else CHECKPOINTS_MB
-    room += ADAPTERS_MB if config.policy.pretrained.checkpoint else 0
-    room += UNET_MB if config.simulator.pretrained.unet else 0
-    existing = check_output(out, room + episodes_mb(episodes, config.env))
+    room = room_mb(preset, config) + episodes_mb(episodes, config.env)
+    existing = check_output(out, room)
     render.choose_backend()  # without a renderer there would be a run folder with nothing in it
     is_new = not (out / "config.json").exists()
     processes.start(device, config.shared)
@@ -181,6 +179,13 @@ def train_command(
             raise
     if processes.is_main():
         print(f"report: {report.write_report(run).with_suffix('.html')}")
+
+
+def room_mb(preset: str, config: RunConfig) -> float:
+    """What a run's checkpoints and states need on the disk, in megabytes."""
+    room = GPU_MB if preset in ("gpu", "paper") else CHECKPOINTS_MB
+    room += ADAPTERS_MB if config.policy.pretrained.checkpoint else 0
+    return room + (UNET_MB if config.simulator.pretrained.unet else 0)
 
 
 def build_config(
