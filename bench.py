@@ -46,7 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench_report import growth_chart, markdown
 from camera import Camera
 from demos import Episode, collect_expert, load, write_atomically
-from evaluate import peak_kib
+from evaluate import hardware, peak_kib
 from fit import bf16_autocast, device_of, fit
 from instructions import INSTRUCTIONS
 from kinematics import episode_batches
@@ -57,7 +57,6 @@ from runs import Run, RunConfig, versions
 from simulator import Simulator, transition_batches
 from studies import current_commit
 from tasks import Start
-from train import hardware
 from vecenv import VecRealEnv
 from worldenv import WorldEnv, start_frames
 

@@ -1,9 +1,10 @@
 """Checkpoints: the weights of a part and its settings in one safetensors file.
 
-    policy.safetensors    tensors by name; in the header {"description": settings as JSON}
+    policy.safetensors    tensors by name; in the header {"description": settings as JSON,
+                          "sha256": checksum of both}
 
-A file is written whole or not at all, and read only where the settings in its header are those that
-are expected. Nothing is unpickled.
+A file is written whole or not at all, and read only where its checksum fits and the settings in its
+header are those that are expected. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 from torch import nn
 
 import processes
-from demos import write_atomically
 from policy import Policy, PolicyConfig
+from resume import read_tensors, write_tensors
 
 
 class BadRun(ValueError):
@@ -26,29 +27,20 @@ class BadRun(ValueError):
 
 def save_part(path: Path, part: nn.Module, description: dict) -> None:
     """Write weights and description (settings, JSON) to one safetensors file, atomically."""
-    from safetensors.torch import save
-
     state = {name: processes.whole(tensor) for name, tensor in part.state_dict().items()}
-    if not processes.is_main():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    metadata = {"description": json.dumps(used(description))}
-    write_atomically(path, save(tensors, metadata=metadata))
+    if processes.is_main():
+        write_tensors(path, state, json.dumps(used(description)))
 
 
 def load_part(path: Path, part: nn.Module, description: dict) -> None:
     """Read weights into `part`; raises BadRun when the file is missing,
     damaged or of other settings."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise BadRun(f"{path}: no such checkpoint; train it first: python cli.py train")
     try:
-        with safe_open(path, framework="pt") as file:
-            saved = json.loads((file.metadata() or {}).get("description", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, ValueError, OSError) as error:
+        tensors, text = read_tensors(path)
+        saved = json.loads(text)
+    except (ValueError, OSError) as error:
         raise BadRun(
             f"{path}: damaged or truncated ({error}); delete it and train again"
         ) from error

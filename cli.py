@@ -50,10 +50,11 @@ from options import (
 if TYPE_CHECKING:
     from runs import RunConfig
 
-# What has to be free on the disk. A run: 50 in the cpu preset, 200 in the gpu preset, and with
-# adapters for a model of 7 B weights about 1600, with Stable Diffusion's U-Net 3500 (estimates);
-# and episodes.
-CHECKPOINTS_MB, ADAPTERS_MB, UNET_MB = 250, 2000, 4000
+# What has to be free on the disk: checkpoints, three times the largest state of a stage (two stay,
+# one is being written), and episodes. 50 + 3 x 120 in the cpu preset, 200 + 3 x 740 in the gpu
+# preset; with adapters for a model of 7 B weights 1600 + 3 x 2400, with Stable Diffusion's U-Net
+# 3500 + 3 x 14,000 (estimates).
+CHECKPOINTS_MB, GPU_MB, ADAPTERS_MB, UNET_MB = 500, 2500, 9000, 46_000
 
 app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(demos_app, name="demos")
@@ -144,12 +145,12 @@ def train_command(
 ) -> None:
     """Train: demos, sft, explore, filtered_bc, simulator, reflector, rl, evaluate.
 
-    Options that are left out come from the preset. Run again to resume: finished stages are
-    skipped.
+    Options that are left out come from the preset. Run again to resume; Ctrl-C ends a run safely.
     """
     import render
     import report
     import train as stages
+    from resume import only_training
     from runs import Run
 
     check_device(device)
@@ -161,15 +162,14 @@ def train_command(
         one_of("--until", until, stages.stages_of(config))
     explored = config.exploration + (config.rounds - 1) * config.round_exploration
     episodes = len(config.tasks) * (config.demos + explored)
-    room = ADAPTERS_MB if config.policy.pretrained.checkpoint else CHECKPOINTS_MB
-    room += UNET_MB if config.simulator.pretrained.unet else 0
-    existing = check_output(out, room + episodes_mb(episodes, config.env))
+    room = room_mb(preset, config) + episodes_mb(episodes, config.env)
+    existing = check_output(out, room)
     render.choose_backend()  # without a renderer there would be a run folder with nothing in it
     is_new = not (out / "config.json").exists()
     processes.start(device, config.shared)
     with processes.main_first():
         run = Run.create(out, config, device)
-    with StageDisplay(run, stages.stages_of(config)) as display:
+    with only_training(out), StageDisplay(run, stages.stages_of(config)) as display:
         if preset in ("gpu", "paper") and device == "cpu":
             display.line(f"preset {preset} on the processor: expect days; a GPU is --device cuda")
         try:
@@ -180,6 +180,13 @@ def train_command(
             raise
     if processes.is_main():
         print(f"report: {report.write_report(run).with_suffix('.html')}")
+
+
+def room_mb(preset: str, config: RunConfig) -> float:
+    """What a run's checkpoints and states need on the disk, in megabytes."""
+    room = GPU_MB if preset in ("gpu", "paper") else CHECKPOINTS_MB
+    room += ADAPTERS_MB if config.policy.pretrained.checkpoint else 0
+    return room + (UNET_MB if config.simulator.pretrained.unet else 0)
 
 
 def build_config(
@@ -444,7 +451,7 @@ def compare_command(
     """The dream beside its alternatives at the same real budget (hours; resumable)."""
     import compare as study
     import render
-    from train import hardware
+    from evaluate import hardware
 
     try:
         numbers = [in_range("--seeds", int(seed), 0, 99) for seed in seeds.split(",")]

@@ -42,6 +42,7 @@ from demos import write_atomically
 from evaluate import TERMINATIONS, cpu_seconds, mean_interval, test_starts
 from fit import fit
 from policy import imitation_batches
+from resume import only_training
 from runs import Run, RunConfig
 
 ON_THE_WAY = {  # method -> the stages of the run "dream" that it is made of
@@ -145,7 +146,8 @@ def _run(folder: Path, config: RunConfig, say, progress) -> Run:
     """A method that is a whole run: the stages that are not finished."""
     run = Run.create(folder, config)
     say(f"{folder.parent.name}, {folder.name}")
-    stages.train(run, lambda text: say(f"  {text}"), progress)
+    with only_training(folder):
+        stages.train(run, lambda text: say(f"  {text}"), progress)
     return run
 
 

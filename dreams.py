@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 import processes
 from demos import Episode
@@ -85,9 +86,10 @@ class OwnRollouts:
         every: steps between two renewals; each adds world.num_envs dreams, the last 4 x that stay.
         """
         self.world, self.after, self.every = world, after, every
+        self.episodes = episodes
         self.tasks = sorted({episode.task for episode in episodes})
         self.by_task = {t: [e for e in episodes if e.task == t] for t in self.tasks}
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
         self.pool: list[tuple[Episode, Episode, int]] = []
 
     def __call__(self, step: int) -> list[tuple[Episode, Episode, int]]:
@@ -95,9 +97,31 @@ class OwnRollouts:
         half anywhere."""
         if step >= self.after and (step - self.after) % self.every == 0:
             count = self.world.num_envs
+            rng = np.random.default_rng([self.seed, step])  # so that no generator's state is kept
+            self.world.generator.manual_seed(int(rng.integers(2**31)) + processes.rank())
             names = [self.tasks[i % len(self.tasks)] for i in range(count)]
-            real = [self.by_task[t][self.rng.integers(len(self.by_task[t]))] for t in names]
-            begins = [int(self.rng.integers(len(e))) * int(self.rng.integers(2)) for e in real]
+            real = [self.by_task[t][rng.integers(len(self.by_task[t]))] for t in names]
+            begins = [int(rng.integers(len(e))) * int(rng.integers(2)) for e in real]
             dreams = dream_along(self.world, real, begins)
             self.pool = (self.pool + list(zip(dreams, real, begins, strict=True)))[-4 * count :]
         return self.pool
+
+    def state(self) -> dict:
+        """The pool and the count of frames for resume.py; of a real episode its number."""
+        number = {(e.task, e.seed): i for i, e in enumerate(self.episodes)}
+        picks = [[number[real.task, real.seed], begin] for _, real, begin in self.pool]
+        frames = processes.total(self.world.imagined_frames)
+        state: dict = {"picks": picks, "imagined_frames": frames}
+        for i, (dream, _, _) in enumerate(self.pool):
+            state[f"image{i}"] = torch.from_numpy(dream.image)
+            state[f"state{i}"] = torch.from_numpy(dream.state)
+        return state
+
+    def set_state(self, state: dict) -> None:
+        """Put back what `state` gave."""
+        self.world.imagined_frames = state["imagined_frames"] if processes.is_main() else 0
+        self.pool = []
+        for i, (number, begin) in enumerate(state["picks"]):
+            real = self.episodes[number]
+            image, hand = state[f"image{i}"].numpy(), state[f"state{i}"].numpy()
+            self.pool.append((replace(real, image=image, state=hand), real, begin))

@@ -8,6 +8,7 @@ Nothing here trains.
 from __future__ import annotations
 
 import math
+import platform
 
 import numpy as np
 
@@ -365,3 +366,24 @@ def cpu_seconds() -> float:
     own = psutil.Process()
     times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
     return sum(t.user + t.system for t in times)
+
+
+def hardware() -> str:
+    """One line for results files: processor, cores, memory."""
+    import os
+
+    import psutil
+
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next(
+                line.split(":")[1].strip() for line in file if line.startswith("model name")
+            )
+    except (OSError, StopIteration):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{name}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"{platform.system()}"
+    )

@@ -2,6 +2,9 @@
 policy, simulator and reflector all answer `loss, metrics = part(batch)`.
 
 Several processes share each batch: every one of them draws the whole of it, and takes its rows.
+
+Learning rate and batch follow from the number of the step alone, so a fit that was interrupted can
+go on from the state that its keeper wrote (resume.py) as if it had not been.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from torch import nn
 
 import processes
+from resume import Keeper, set_training_state, training_state
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,14 @@ def fit(
     sample: Callable[[int], dict[str, torch.Tensor]],
     config: FitConfig,
     on_step: Callable[[int, float, dict], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> dict[str, float]:
     """Train `part` in place with AdamW on `sample(step)` batches;
     returns the mean metrics of the last tenth.
 
     The loss is a mean over the rows of a batch, or over the entries of its mask "played" (B, T).
+    keeper: writes a state now and then, and where it has found one training goes on there. (A part
+    whose weights are sharded over processes begins anew.)
     Raises FloatingPointError as soon as a loss is not finite.
     """
     parameters = [p for p in part.parameters() if p.requires_grad]
@@ -52,14 +59,19 @@ def fit(
         warm = min(1.0, (step + 1) / max(1, config.warmup))
         return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     average = copy.deepcopy(part) if config.ema else None
-    tail: list[dict] = []
+    first, tail = 0, []
+    keeper = None if processes.any_sharded(parameters) else keeper
+    if keeper is not None and keeper.steps:
+        first, state = keeper.steps, keeper.restore()
+        set_training_state(state, part, optimizer, average)
+        tail = state["tail"]
     device = device_of(part)
     processes.equalize(parameters)
     part.train()
     started = time.time()
-    for step in range(config.steps):
+    for step in range(first, config.steps):
+        optimizer.param_groups[0]["lr"] = config.learning_rate * rate(step)
         batch = sample(step)  # outside the autocast: it may dream, and kinematics need all digits
         own = {name: processes.share(x).contiguous() for name, x in batch.items()}
         with bf16_autocast(device, config.bf16):
@@ -76,13 +88,14 @@ def fit(
             )
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        schedule.step()
         if average is not None:
             _average(average, part, min(config.ema, (step + 1) / (step + 10)))
         if step >= config.steps * 9 // 10:
             tail.append(metrics)
         if on_step is not None:
             on_step(step, metrics["loss"], metrics)
+        if keeper is not None and keeper.due(step + 1, last=step + 1 == config.steps):
+            keeper.write(step + 1, {**training_state(part, optimizer, average), "tail": tail})
     if average is not None:
         _average(part, average, 0.0)
     part.eval()

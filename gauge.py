@@ -28,10 +28,12 @@ import copy
 import math
 
 import numpy as np
+import torch
 
 from demos import Episode, play
 from films import telling_films
 from novelty import Novelty
+from resume import with_prefix
 from tasks import SPLITS, EnvConfig, Start
 from worldenv import WorldEnv, start_frames
 
@@ -60,12 +62,13 @@ def play_both(
 
 
 class Gauge:
-    """Probes the policy now and then, remembers its weights, and says which to keep.
+    """Probes the policy now and then, says which to keep, and remembers the weights of that one.
 
     probes: dicts of "iteration" (updates made before it), "real" and "imagined" (success of every
     start, lists of 0 and 1 in the order of `starts`), and "novel" (share of novel decisions of
     every dream, see novelty.py, to compare that stop rule with this one).
-    films: of every probe what `films.telling_films` found: a success and the worst lie.
+    films: of the probe to keep what `films.telling_films` found: a success and the worst lie, each
+    as (what it shows, film).
     """
 
     def __init__(
@@ -75,10 +78,9 @@ class Gauge:
         self.parts, self.env, self.starts = (simulator, reflector), env, starts
         self.config, self.every, self.novelty = config, every, novelty
         self.probes: list[dict] = []
-        self.tasks = tuple(dict.fromkeys(start.task for start in starts))  # that LOOP dreams of
         self.imagined_frames = 0  # the ledger
-        self.films: list[dict] = []
-        self._weights: list[dict] = []
+        self.films: dict[str, tuple[str, np.ndarray]] = {}
+        self._weights: dict = {}
 
     def look(self, policy, iteration: int) -> bool:
         """Probe the policy after `iteration` updates if it is time to;
@@ -94,11 +96,16 @@ class Gauge:
                 "novel": [self.novelty.share(episode) for episode in dream],
             }
         )
-        self.films.append(telling_films(self.parts[1], real, dream))
-        self.tasks = tasks_to_dream(self.probes, [start.task for start in self.starts])
         self.imagined_frames += sum(len(episode) for episode in dream)
-        self._weights.append(copy.deepcopy(policy.state_dict()))
+        if kept(self.probes) == len(self.probes) - 1:  # no earlier one can come back any more
+            self.films = telling_films(self.parts[1], real, dream)
+            self._weights = copy.deepcopy(policy.state_dict())
         return ended(self.probes) < len(self.probes) or not self.tasks
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that LOOP goes on to dream of, after the first look."""
+        return tasks_to_dream(self.probes, [start.task for start in self.starts])
 
     def warning(self) -> str | None:
         """One plain sentence, cause and remedy, when the last probe says that the dream lies."""
@@ -119,13 +126,22 @@ class Gauge:
 
     def restore(self, policy) -> int:
         """Put the weights of the probe to keep into `policy`; returns its iteration."""
-        index = kept(self.probes)
-        policy.load_state_dict(self._weights[index])
-        return self.probes[index]["iteration"]
+        policy.load_state_dict(self._weights)
+        return self.probes[kept(self.probes)]["iteration"]
 
-    def kept_films(self) -> dict[str, tuple[str, np.ndarray]]:
-        """The films of the probe to keep: {"success" or "lie": (what it shows, film)}."""
-        return self.films[kept(self.probes)]
+    def state(self) -> dict:
+        """Probes, counts, weights and films for resume.py."""
+        words = {name: shows for name, (shows, _) in self.films.items()}
+        state = {"probes": self.probes, "imagined_frames": self.imagined_frames, "words": words}
+        state |= {f"film.{name}": torch.from_numpy(film) for name, (_, film) in self.films.items()}
+        return state | {f"weights.{name}": tensor for name, tensor in self._weights.items()}
+
+    def set_state(self, state: dict) -> None:
+        """Put back what `state` gave."""
+        self.probes, self.imagined_frames = state["probes"], state["imagined_frames"]
+        words = state["words"].items()
+        self.films = {name: (shows, state[f"film.{name}"].numpy()) for name, shows in words}
+        self._weights = with_prefix(state, "weights.")
 
 
 def shares(probe: dict) -> dict[str, float]:

@@ -254,9 +254,10 @@ def whole_episodes(episodes) -> dict[str, torch.Tensor]:
 
 def episode_batches(episodes, batch: int, seed: int):
     """A `sample(step)` for fit.fit: whole episodes, drawn evenly."""
-    rng, everything = np.random.default_rng(seed), whole_episodes(episodes)
+    everything = whole_episodes(episodes)
 
     def sample(step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([seed, step])
         rows = torch.from_numpy(rng.integers(len(episodes), size=batch))
         return {name: x[rows] for name, x in everything.items()}
 

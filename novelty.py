@@ -27,6 +27,7 @@ from scipy.spatial import cKDTree
 
 from album import weighed
 from demos import Episode, play
+from resume import with_prefix
 from tasks import EnvConfig
 from worldenv import WorldEnv, start_frames
 
@@ -96,12 +97,13 @@ class NoveltyGauge:
         self.novelty, self.every = novelty, every
         self.probes: list[dict] = []
         self.imagined_frames = 0  # the ledger
-        self._weights: list[dict] = []
+        self._weights: dict = {}
 
     def look(self, policy, iteration: int) -> bool:
         """Probe the policy after `iteration` updates if it is time to; True when it has strayed."""
         if iteration % self.every:
             return False
+        self.world.generator.manual_seed(iteration)
         dream = play(self.world, self.starts, policy.act, "evaluation", after_success=0)
         self.probes.append(
             {
@@ -111,7 +113,8 @@ class NoveltyGauge:
             }
         )
         self.imagined_frames += sum(len(episode) for episode in dream)
-        self._weights.append(copy.deepcopy(policy.state_dict()))
+        if trusted(self.probes) == len(self.probes) - 1:  # no earlier one can come back any more
+            self._weights = copy.deepcopy(policy.state_dict())
         return strayed(self.probes[0], self.probes[-1])
 
     def warning(self) -> str | None:
@@ -127,6 +130,15 @@ class NoveltyGauge:
 
     def restore(self, policy) -> int:
         """Put the weights of the probe to keep into `policy`; returns its iteration."""
-        index = trusted(self.probes)
-        policy.load_state_dict(self._weights[index])
-        return self.probes[index]["iteration"]
+        policy.load_state_dict(self._weights)
+        return self.probes[trusted(self.probes)]["iteration"]
+
+    def state(self) -> dict:
+        """Probes, counts and weights for resume.py."""
+        state = {"probes": self.probes, "imagined_frames": self.imagined_frames}
+        return state | {f"weights.{name}": tensor for name, tensor in self._weights.items()}
+
+    def set_state(self, state: dict) -> None:
+        """Put back what `state` gave."""
+        self.probes, self.imagined_frames = state["probes"], state["imagined_frames"]
+        self._weights = with_prefix(state, "weights.")

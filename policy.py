@@ -306,7 +306,6 @@ def imitation_batches(episodes, batch: int, seed: int):
     Each decision is paired with one of its task's wordings at random, so that the policy does not
     depend on one.
     """
-    rng = np.random.default_rng(seed)
     tasks = sorted({episode.task for episode in episodes})
     by_task = [[e for e in episodes if e.task == task] for task in tasks]
     columns = [  # of each task, its decisions one after the other: (M, H, W, 3), (M, S), (M, K, A)
@@ -321,6 +320,7 @@ def imitation_batches(episodes, batch: int, seed: int):
     wordings = [tokenize(INSTRUCTIONS[task]) for task in tasks]  # (3, L) each
 
     def sample(step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([seed, step])
         which = rng.integers(len(tasks), size=batch)
         rows = [int(rng.integers(len(columns[t]["image"]))) for t in which]
         data = {

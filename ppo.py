@@ -38,6 +38,7 @@ from torch import nn
 import processes
 from fit import device_of
 from policy import Policy, laplace_log_prob, to_float, to_tensors
+from resume import Keeper, set_training_state, training_state
 from tasks import Start
 
 
@@ -287,7 +288,8 @@ def plain_rollouts(
     independent noise over the chunk."""
     n, groups = config.rollouts, len(starts)
     explorer = Explorer(policy, config.noise, shared=False, generator=generator, together=n)
-    observation, _ = env.reset(options={"starts": [s for s in starts for _ in range(n)]})
+    everyone = [s for s in starts for _ in range(n)]
+    observation, _ = env.reset(seed=_own_seed(generator), options={"starts": everyone})
     act, horizon = lambda o, _: explorer.act(o, ~env.done), env.config.horizon
     success, reward, length = _to_the_end(env, observation, act, groups * n, together=horizon)
     returns = _returns(success, reward, length, horizon, config)
@@ -312,7 +314,7 @@ def branch_rollouts(
     #   16), and only 20-40 % of groups have spread.
     """
     n, groups = config.rollouts, len(starts)
-    observation, _ = env.reset(options={"starts": starts})
+    observation, _ = env.reset(seed=_own_seed(generator), options={"starts": starts})
     trail: list[list] = [
         [] for _ in starts
     ]  # per group, the state before each decision of the mean policy
@@ -342,6 +344,11 @@ def branch_rollouts(
         float(trunk_success.mean()),
         int(length.sum() + trunk_length.sum()),
     )
+
+
+def _own_seed(generator: torch.Generator) -> int:
+    """A seed for what the environment of this process may draw."""
+    return int(torch.randint(2**31, (), generator=generator)) + processes.rank()
 
 
 def play_branches(
@@ -505,18 +512,33 @@ def loop(
     config: LoopConfig,
     seed: int,
     on_iteration: Callable[[int, dict], bool | None] | None = None,
-) -> None:
-    """Post-train `policy` in place. draw_starts(iteration, G) gives the starts;
-    on_iteration gets the metrics, and ends the training by returning True."""
-    generator = torch.Generator().manual_seed(seed)
+    keeper: Keeper | None = None,
+) -> list[dict]:
+    """Post-train `policy` in place; returns the metrics of every iteration. draw_starts(iteration,
+    G) gives the starts; on_iteration gets the metrics, and ends the training by returning True.
+    keeper: writes the state after an iteration; where it has found one, the next one follows."""
+    generator = torch.Generator()
     optimizer = torch.optim.Adam(policy.parameter_groups(config.learning_rate, config.adapter_rate))
     rollout = branch_rollouts if config.branch else plain_rollouts
+    history: list[dict] = []
+    ended = False
+    if keeper is not None and keeper.steps:
+        state = keeper.restore()
+        set_training_state(state, policy, optimizer)
+        history, ended = state["history"], state["ended"]
     processes.equalize([p for p in policy.parameters() if p.requires_grad])
     policy.eval()
-    for iteration in range(config.iterations):
+    for iteration in range(len(history), 0 if ended else config.iterations):
+        # Seeded anew, so that an iteration needs no generator's state from those before.
+        generator.manual_seed(1000 * seed + iteration)
         starts = processes.share(draw_starts(iteration, config.groups))
         rollouts = everyones(rollout(env, policy, starts, config, generator))
         metrics = update(policy, optimizer, rollouts, config, generator)
-        metrics |= {"decisions": rollouts.decisions}
-        if on_iteration is not None and on_iteration(iteration, metrics):
+        history.append(metrics | {"decisions": rollouts.decisions})
+        ended = bool(on_iteration is not None and on_iteration(iteration, history[-1]))
+        if keeper is not None and keeper.due(iteration + 1, last=ended):
+            own = {"history": history, "ended": ended}
+            keeper.write(iteration + 1, {**training_state(policy, optimizer), **own})
+        if ended:
             break
+    return history

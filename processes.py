@@ -273,6 +273,11 @@ def whole(tensor):
     return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
+def any_sharded(tensors: list) -> bool:
+    """Whether a process holds only a part of some of these."""
+    return any(_is_sharded(tensor) for tensor in tensors)
+
+
 def _is_sharded(tensor) -> bool:
     return hasattr(tensor, "full_tensor")  # torch's DTensor
 

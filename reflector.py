@@ -200,7 +200,6 @@ def frame_batches(episodes, batch: int, seed: int):
     Of the others the later of two draws is taken: it is near the end of an episode, by the goal,
     that success is hard to tell; at the start nothing has happened yet.
     """
-    rng = np.random.default_rng(seed)
     tasks = sorted({episode.task for episode in episodes})
     pools = {
         (task, label): [
@@ -216,6 +215,7 @@ def frame_batches(episodes, batch: int, seed: int):
     wordings = {task: tokenize(INSTRUCTIONS[task]) for task in tasks}
 
     def sample(step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([seed, step])
         frames, tokens, states, labels = [], [], [], []
         for i in range(batch):
             task = tasks[rng.integers(len(tasks))]

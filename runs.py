@@ -11,10 +11,12 @@
         pictures/                 contact sheet, dream strips, films, charts
         trust/                    by `python cli.py trust`
         report.md, report.html    the same in one page with its pictures
+        resume/                   while a stage is under way its last two states (resume.py)
 
-Every file is written whole or not at all (temporary file, flush, rename), so a killed run resumes
-after its last stage. Of several processes the main one writes, and all read: where they are on many
-machines, the folder is on a disk that these share.
+Every file is written whole or not at all (temporary file, flush, rename); metrics.jsonl is set back
+to the state that is resumed from. So a run may be killed at any moment. Of several processes the
+main one writes, and all read: where they are on many machines, the folder is on a disk that these
+share.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import processes
 from camera import Camera
 from checkpoints import BadRun, first_difference, from_values, load_part
 from demos import write_atomically
+from evaluate import cpu_seconds, peak_memory_gib
 from fit import FitConfig
 from latents import check_models
 from libero_tasks import CHUNK, LIBERO_SUITES, STEP_LIMIT, suite_of
@@ -38,6 +41,7 @@ from policy import Policy, PolicyConfig
 from ppo import LoopConfig
 from pretrained import PretrainedConfig, check, check_room, memory_needed, weight_files
 from reflector import Reflector, ReflectorConfig
+from resume import Keeper, forget
 from simulator import Simulator, SimulatorConfig
 from tasks import DEFAULT_SUITE, METAWORLD, EnvConfig, check_fixed_starts, check_tasks, robot_of
 from vlm import LIBERO_VOCABULARY
@@ -56,6 +60,7 @@ class RunConfig:
     exploration: int = 80  # exploration episodes per task; real interactions, counted in the ledger
     exploration_noise: float = 1.5  # times the policy's Laplace scale
     extra_data: bool = True  # simulator and reflector learn from exploration too [paper's ablation]
+    checkpoint_every: int = 100  # steps of a fit between two states to resume from; LOOP: each one
     rounds: int = 1  # how often explore ... rl are done; again with the post-trained policy
     round_exploration: int = 20  # exploration episodes per task of a round after the first
     test_starts: int = 50  # test starts per task in the evaluation stage
@@ -105,7 +110,7 @@ class RunConfig:
         object.__setattr__(self, "tasks", check_tasks(self.tasks))
         for name in (
             "demos", "exploration", "round_exploration", "rounds", "test_starts", "slots",
-            "probe_every",
+            "probe_every", "checkpoint_every",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
@@ -159,6 +164,7 @@ def preset(name: str) -> RunConfig:
             probes=1,
             probe_every=1,
             test_starts=2,
+            checkpoint_every=3,
             policy=PolicyConfig(width=16, hidden=64),
             sft=FitConfig(steps=40, batch=16),
             filtered_bc=FitConfig(steps=10, batch=16, learning_rate=5e-4),
@@ -214,6 +220,7 @@ def libero_scale() -> RunConfig:
         probes=4,
         test_starts=10,
         sft=replace(base.sft, steps=4000),
+        loop=replace(base.loop, groups=16),
         real_loop=replace(base.real_loop, groups=16),
     )
 
@@ -231,6 +238,7 @@ def gpu_scale() -> RunConfig:
     return replace(
         base,
         slots=512,
+        checkpoint_every=500,
         simulator=SimulatorConfig(fold=2, channels=(128, 256, 384)),
         simulator_fit=replace(base.simulator_fit, steps=20_000, batch=128),
         reflector=ReflectorConfig(width=256),
@@ -410,12 +418,44 @@ def versions() -> str:
 # --------------------------------------------------------------------------------------- the folder
 
 
+class Clock:
+    """Seconds, and processor seconds of all processes, that a stage has taken; those that it had
+    taken when it was interrupted are added."""
+
+    def __init__(self):
+        self.started, self.used = time.time(), cpu_seconds()
+        self.before = {"seconds": 0.0, "cpu": 0.0}
+
+    def state(self) -> dict:
+        """{"seconds", "cpu"} so far."""
+        cpu = processes.total(cpu_seconds() - self.used)
+        return {
+            "seconds": self.before["seconds"] + time.time() - self.started,
+            "cpu": self.before["cpu"] + cpu,
+        }
+
+    def set_state(self, state: dict) -> None:
+        """Add what was taken before."""
+        self.before = state
+
+
+def _stage_of(line: str) -> str | None:
+    """The stage that a line of metrics.jsonl belongs to; None for one that is not whole."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    stage = {"gauge": "rl"}.get(values["stage"], values["stage"])
+    return stage if values.get("round", 1) == 1 else f"{stage}_{values['round']}"
+
+
 class Run:
     """A run folder that is open for work; `device` is where its parts compute."""
 
     def __init__(self, folder: Path, config: RunConfig, device: str = "cpu"):
         self.folder, self.config, self.device = Path(folder), config, device
         self.stages: dict[str, dict] = {}
+        self.clock = Clock()
         path = self.folder / "stages.json"
         if path.is_file():
             try:
@@ -462,9 +502,7 @@ class Run:
     def finish_stage(self, name: str, seconds: float, cpu: float, result: dict) -> None:
         """Record a stage as done: what it gave, its seconds and its processor seconds (these, and
         the memory, summed over processes). All processes wait here for the main one's files."""
-        from evaluate import peak_memory_gib
-
-        peak, cpu = processes.total(peak_memory_gib()), processes.total(cpu)
+        peak = processes.total(peak_memory_gib())
         # The stage's own time goes last: the result of a fit brings a "seconds" too,
         # that of its steps alone.
         entry = {**result, "seconds": round(seconds, 1), "peak_gib": round(peak, 2)}
@@ -473,14 +511,36 @@ class Run:
         if processes.is_main():
             text = json.dumps(self.stages, indent=1)
             write_atomically(self.folder / "stages.json", text.encode())
+            forget(self.folder / "resume")
         processes.wait()
+
+    def keeper(self, name: str, every: int, also: dict | None = None) -> Keeper:
+        """What writes and finds the states of a stage, or of a part of it; see `resume.Keeper`."""
+        also = {**(also or {}), "clock": self.clock}
+        return Keeper(self.folder / "resume", name, every, also, self._log)
+
+    def forget_unfinished(self) -> None:
+        """Remove files that were cut off while they were written, from metrics.jsonl such a line
+        and those of stages that did not finish. (A state that is resumed from brings its own.)"""
+        if not processes.is_main():
+            return
+        for path in self.folder.rglob(".*.tmp"):  # as write_atomically names them
+            path.unlink(missing_ok=True)
+        lines = self._log.read_text().splitlines(keepends=True) if self._log.is_file() else []
+        finished = [line for line in lines if _stage_of(line) in self.stages]
+        if finished != lines:
+            write_atomically(self._log, "".join(finished).encode())
 
     def log(self, **values) -> None:
         """Append one line to metrics.jsonl."""
         if not processes.is_main():
             return
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        with open(self._log, "a") as file:
             file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "metrics.jsonl"
 
     @property
     def episodes_folder(self) -> Path:

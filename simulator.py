@@ -389,7 +389,6 @@ def transition_batches(episodes, batch: int, seed: int, own_rollouts=None):
     own_rollouts(step): a list of (dream, real, begin), see dreams.OwnRollouts; if there are any,
     half of the rows remember dreamt frames and states, and are asked for the real next frame.
     """
-    rng = np.random.default_rng(seed)
     number = {(e.task, e.seed): i for i, e in enumerate(episodes)}  # as `album.Album.fill` counts
     tasks = sorted({episode.task for episode in episodes})
     index = {
@@ -398,6 +397,7 @@ def transition_batches(episodes, batch: int, seed: int, own_rollouts=None):
     }
 
     def sample(step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([seed, step])
         dreams = own_rollouts(step) if own_rollouts is not None else []
         picks = []
         for i in range(batch):

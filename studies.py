@@ -20,14 +20,13 @@ import numpy as np
 import torch
 
 from demos import collect_expert, play, write_atomically
-from evaluate import evaluate, mean_interval, test_starts, wilson
+from evaluate import evaluate, hardware, mean_interval, test_starts, wilson
 from fit import FitConfig, fit
 from gauge import shares
 from instructions import TASKS
 from policy import Policy, PolicyConfig, imitation_batches
 from runs import BadRun, Run, RunConfig, with_tasks
 from tasks import METAWORLD, EnvConfig, Start, split_seeds
-from train import hardware
 from vecenv import VecRealEnv
 
 SCREEN_GROUP = 5  # tasks that share one policy while screening, as many as the default suite has
@@ -274,6 +273,11 @@ def summarize_runs(results: Path) -> dict:
         )
     if (results / "bench.json").is_file():
         summary |= _how_fast(json.loads((results / "bench.json").read_text()))
+    kills = results / "kills.json"  # by tests/kills.py
+    if kills.is_file():
+        found = json.loads(kills.read_text())
+        told = {key: found[key] for key in ("command", "commit", "hardware")}
+        summary["kills_bit_equal"] = {"value": found["bit_equal"], "n": found["kills"], **told}
     write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 

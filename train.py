@@ -18,7 +18,9 @@ number of new episodes, and imitation, simulator, reflector and LOOP go on with 
 # DEVIATION: the paper's RL begins at the SFT policy; here at filtered BC, with the same real
 #   episodes; because they are paid for, and what LOOP adds to it is then what the dream is worth.
 
-A stage that is finished is skipped, so a run that was killed goes on where it stopped.
+A stage that is finished is skipped, and one that was killed goes on from its last state (resume.py)
+if it fits or is LOOP; where it plays real episodes or dreams along them it does so again. The run
+ends with the same numbers either way.
 
 Several processes (processes.py) go through all stages side by side and hold the same everywhere;
 what fits and plays is divided inside, and the main process writes.
@@ -27,7 +29,6 @@ what fits and plays is divided inside, and the main process writes.
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -44,7 +45,7 @@ from checkpoints import save_part
 from demos import Episode, play
 from dreams import OwnRollouts, dream_along
 from evaluate import (
-    cpu_seconds,
+    hardware,
     judge_terminations,
     reflector_card,
     simulator_card,
@@ -58,7 +59,8 @@ from novelty import Novelty, NoveltyGauge
 from policy import Policy, imitation_batches
 from ppo import LateExplorer, loop, no_signal
 from reflector import Reflector, calibrate, calibrate_probabilities, frame_batches
-from runs import Run, RunConfig, versions
+from resume import Keeper, finishing_steps
+from runs import Clock, Run, RunConfig, versions
 from simulator import Simulator, transition_batches
 from tasks import SPLITS, Start
 from vecenv import VecRealEnv
@@ -93,18 +95,20 @@ def train(
         "rl": stage_rl,
         "evaluate": stage_evaluate,
     }
+    run.forget_unfinished()
     with RealWorkers(run.config) as real:
         for position, name in enumerate(stages_of(run.config)):
             if name in run.stages:
                 say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
             else:
                 torch.manual_seed(run.config.seed * 1000 + position)
-                started, used = time.time(), cpu_seconds()
+                run.clock = Clock()
                 stage, number = round_of(name)
                 arguments = (run, real, lambda *a, name=name: progress(name, *a))
                 result = stages[stage](*arguments, *([number] if stage in ROUND else []))
-                run.finish_stage(name, time.time() - started, cpu_seconds() - used, result)
-                say(f"{name}: {result['line']} ({time.time() - started:.0f} s)")
+                spent = run.clock.state()
+                run.finish_stage(name, spent["seconds"], spent["cpu"], result)
+                say(f"{name}: {result['line']} ({spent['seconds']:.0f} s)")
             if name == until:
                 break
 
@@ -153,6 +157,18 @@ class RealWorkers:
         spent = {"real_episodes": env.real_resets, "real_steps": env.real_steps}
         env.real_resets = env.real_steps = 0
         return {name: processes.total(count) for name, count in spent.items()}
+
+    def state(self) -> dict:
+        """What was counted since the last call of `count`, for resume.py."""
+        spent = self.count()
+        self.set_state(spent)
+        return spent
+
+    def set_state(self, state: dict) -> None:
+        """Put back what `state` gave: the main process has it for all."""
+        if processes.is_main() and self.env is not None:
+            self.env.real_resets = state["real_episodes"]
+            self.env.real_steps = state["real_steps"]
 
 
 def _offset(config: RunConfig) -> int:
@@ -207,7 +223,7 @@ def stage_sft(run: Run, real: RealWorkers, progress) -> dict:
     if config.policy.backbone == "pretrained":
         processes.shard(policy)
     sample = imitation_batches(demonstrations, config.sft.batch, config.seed)
-    result = fit(policy, sample, config.sft, lambda s, loss, m: progress(s, config.sft.steps, m))
+    result = _fit(policy, sample, config.sft, progress, run.keeper("sft", config.checkpoint_every))
     save_part(run.checkpoint("sft"), policy, asdict(config.policy))
     return {"line": f"L1 error {result['l1']:.3f}, mean scale {result['scale']:.3f}", **result}
 
@@ -261,15 +277,24 @@ def stage_filtered_bc(run: Run, real: RealWorkers, progress, number: int = 1) ->
         processes.shard(policy)
     settings = config.filtered_bc
     sample = imitation_batches(demonstrations + good, settings.batch, config.seed + 499 + number)
-    result = fit(policy, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
-    save_part(run.checkpoint(_imitated(number)), policy, asdict(config.policy))
+    name = _named("filtered_bc", number)
+    result = _fit(policy, sample, settings, progress, run.keeper(name, config.checkpoint_every))
+    save_part(run.checkpoint(name), policy, asdict(config.policy))
     line = f"{len(demonstrations)} demonstrations and {len(good)} successes imitated, "
     return {"line": line + f"L1 error {result['l1']:.3f}", "successes": len(good), **result}
 
 
-def _imitated(number: int) -> str:
-    """The checkpoint that filtered BC leaves in a round: what is evaluated is that of the first."""
-    return "filtered_bc" if number == 1 else f"filtered_bc_{number}"
+def _fit(part, sample, settings: FitConfig, progress, keeper: Keeper) -> dict:
+    """`fit.fit` with its progress shown; Ctrl-C lets the current step end."""
+    with finishing_steps():
+        return fit(
+            part, sample, settings, lambda s, loss, m: progress(s, settings.steps, m), keeper
+        )
+
+
+def _named(stage: str, number: int) -> str:
+    """("rl", 2) -> "rl_2"; ("rl", 1) -> "rl": what `round_of` takes apart."""
+    return stage if number == 1 else f"{stage}_{number}"
 
 
 def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
@@ -286,16 +311,16 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
         simulator, settings = run.simulator(camera), _refresh(config.simulator_fit)
         untrained = 0
     simulator.to(run.device)
-    learn_kinematics(config, simulator, demonstrations + training, number, progress)
-    simulator.album.fill(demonstrations + training)
     world = open_loop(run, simulator, OWN_ROLLOUTS)
-    own_rollouts = OwnRollouts(
-        world, demonstrations + training, untrained, seed=config.seed + number
-    )
-    sample = transition_batches(
-        demonstrations + training, settings.batch, config.seed, own_rollouts
-    )
-    result = fit(simulator, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
+    episodes = demonstrations + training
+    own_rollouts = OwnRollouts(world, episodes, untrained, seed=config.seed + number)
+    sample = transition_batches(episodes, settings.batch, config.seed, own_rollouts)
+    name, also = _named("simulator", number), {"own_rollouts": own_rollouts}
+    keeper = run.keeper(name, config.checkpoint_every, also)
+    if not keeper.steps:  # a state holds kinematics and album as well
+        learn_kinematics(run, simulator, episodes, number, progress)
+        simulator.album.fill(episodes)
+    result = _fit(simulator, sample, settings, progress, keeper)
     save_part(run.checkpoint("simulator"), simulator, simulator.description())
     judged = open_loop(run, simulator, len(kept))
     card = simulator_card(judged, kept)
@@ -313,14 +338,16 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
 
 
 def learn_kinematics(
-    config: RunConfig, simulator: Simulator, episodes: list[Episode], number: int, progress
+    run: Run, simulator: Simulator, episodes: list[Episode], number: int, progress
 ) -> None:
     """Trains the simulator's kinematics on whole episodes (in later rounds it goes on), then lets
     it remember where it was wrong."""
+    config = run.config
     settings = config.kinematics_fit if number == 1 else _refresh(config.kinematics_fit)
     simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
     sample = episode_batches(episodes, settings.batch, config.seed)
-    fit(simulator.kinematics, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
+    keeper = run.keeper(_named("kinematics", number), config.checkpoint_every)
+    _fit(simulator.kinematics, sample, settings, progress, keeper)
     simulator.kinematics.remember(episodes)
 
 
@@ -370,7 +397,8 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     world = open_loop(run, run.simulator(camera), OWN_ROLLOUTS)
     dreams = dream_along(world, fitted or demonstrations)
     sample = frame_batches(demonstrations + fitted + dreams, settings.batch, config.seed)
-    result = fit(reflector, sample, settings, lambda s, loss, m: progress(s, settings.steps, m))
+    keeper = run.keeper(_named("reflector", number), config.checkpoint_every)
+    result = _fit(reflector, sample, settings, progress, keeper)
     calibration = calibration + dream_along(world, calibration)
     calibrate_probabilities(reflector, calibration)
     calibrate(reflector, calibration)
@@ -392,11 +420,11 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     """LOOP from filtered BC of the same round (without it from SFT, in later rounds from the
     post-trained policy), in the dream or in reality; leaves the checkpoint "policy"."""
     config = run.config
-    begin = _imitated(number)
+    begin = _named("filtered_bc", number)
     if begin not in run.stages:
         begin = "sft" if number == 1 else "policy"
     policy = run.policy(begin)
-    gauge = None
+    gauge, also = None, {"real": real}
     if config.rl_env == "real":
         env, draw = real.open(), _real_starts(config)
     else:
@@ -407,14 +435,14 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         env = WorldEnv(*parts, known, config.slots // processes.world(), config.env, seed)
         if config.probes:
             gauge = _gauge(run, parts, real, demonstrations, exploration)
-            gauge.look(policy, 0)
-            _log_probe(run, number, gauge)
         draw = _known_starts(config, known, gauge)
-
-    history: list[dict] = []
+        also |= {"env": env} | ({"gauge": gauge} if gauge else {})
+    keeper = run.keeper(_named("rl", number), 1, also)
+    if gauge and not keeper.steps:
+        gauge.look(policy, 0)
+        _log_probe(run, number, gauge)
 
     def on_iteration(iteration: int, metrics: dict) -> bool:
-        history.append(metrics)
         run.log(
             stage="rl", round=number, iteration=iteration, **metrics, warning=no_signal(metrics)
         )
@@ -427,21 +455,23 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         return parted
 
     started = time.time()
-    loop(env, policy, draw, config.rl, 100 * config.seed + number, on_iteration)
+    seed = 100 * config.seed + number
+    with finishing_steps():
+        history = loop(env, policy, draw, config.rl, seed, on_iteration, keeper)
     seconds = time.time() - started
     result = {"history": [_finite(h) for h in history], "kept": len(history)}
     if gauge is not None:
         result |= {"kept": gauge.restore(policy), "probes": gauge.probes}
         result["warning"] = gauge.warning()
         if isinstance(gauge, Gauge):
-            result["films"] = _write_films(run.folder / "pictures", gauge.kept_films())
+            result["films"] = _write_films(run.folder / "pictures", gauge.films)
     save_part(run.checkpoint("policy"), policy, asdict(config.policy))
     spent = real.count()
     first, last = history[0], history[-1]
     line = (
         f"{len(history)} iterations in the {config.rl_env}, kept after {result['kept']}: "
         f"success of the rollouts {first['success']:.2f} -> {last['success']:.2f}; "
-        f"{sum(h['decisions'] for h in history) / seconds:.0f} decisions/s"
+        f"{sum(h['decisions'] for h in history[keeper.steps :]) / seconds:.0f} decisions/s"
     )
     who = "rl" if config.rl_env == "real" else "gauge"
     line += f"; {result['warning']}" if result.get("warning") else ""
@@ -482,9 +512,9 @@ def _log_probe(run: Run, number: int, gauge: Gauge | NoveltyGauge) -> None:
 
 def _real_starts(config: RunConfig):
     """draw(iteration, G): new real starts, the tasks in turn."""
-    rng = np.random.default_rng(config.seed)
 
     def draw(iteration: int, groups: int) -> list[Start]:
+        rng = np.random.default_rng([config.seed, iteration])
         seeds = rng.integers(SPLITS["rl"].start, SPLITS["rl"].stop - PROBE_STARTS, groups)
         return [Start(config.tasks[i % len(config.tasks)], int(s)) for i, s in enumerate(seeds)]
 
@@ -494,10 +524,10 @@ def _real_starts(config: RunConfig):
 def _known_starts(config: RunConfig, known: dict, gauge: Gauge | NoveltyGauge | None):
     """draw(iteration, G): starts whose first real frame is known, the tasks in turn that the gauge
     has not left out. Where it has left out all, its next look ends LOOP: until then, all again."""
-    rng = np.random.default_rng([config.seed, len(known)])  # other draws in other rounds
     by_task = {task: [start for start in known if start.task == task] for task in config.tasks}
 
     def draw(iteration: int, groups: int) -> list[Start]:
+        rng = np.random.default_rng([config.seed, len(known), iteration])  # len: of a round
         left = gauge.tasks if isinstance(gauge, Gauge) and gauge.tasks else config.tasks
         tasks = [left[i % len(left)] for i in range(groups)]
         return [by_task[task][rng.integers(len(by_task[task]))] for task in tasks]
@@ -560,24 +590,3 @@ def evaluate_all(
     unstopped = [next(longer) if e.succeeded else e for e in stopped]
     oracle = summarize(stopped, [e.succeeded for e in stopped], "oracle")
     return {"oracle": oracle, **judge_terminations(unstopped, reflector)}
-
-
-def hardware() -> str:
-    """One line for results files: processor, cores, memory."""
-    import os
-
-    import psutil
-
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            name = next(
-                line.split(":")[1].strip() for line in file if line.startswith("model name")
-            )
-    except (OSError, StopIteration):
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (
-        f"{name}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
-        f"{platform.system()}"
-    )

@@ -10,7 +10,9 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
+from collections.abc import Iterator
 
 import gymnasium
 import numpy as np
@@ -93,6 +95,20 @@ def _worker(pipe, config: EnvConfig) -> None:
         pipe.send(traceback.format_exc())
 
 
+@contextlib.contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """A process that is started inside ignores Ctrl-C from its first moment on, also while it still
+    imports what `_worker` needs. (Only the main thread may say so.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class VecRealEnv(gymnasium.vector.VectorEnv):
     """B real environments side by side, spread over worker processes;
     the same face as worldenv.WorldEnv.
@@ -124,7 +140,8 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         for _ in range(min(workers or own_cores(), num_envs)):
             ours, theirs = context.Pipe()
             process = context.Process(target=_worker, args=(theirs, self.config), daemon=True)
-            process.start()
+            with _ignoring_ctrl_c():
+                process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)

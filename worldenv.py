@@ -22,6 +22,7 @@ import gymnasium
 import numpy as np
 import torch
 
+import processes
 from instructions import INSTRUCTIONS
 from kinematics import motion_at_rest, motion_dim, next_motion
 from simulator import memory_indices
@@ -201,6 +202,14 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         self.done = np.arange(self.num_envs) >= len(states)
         self._prepare()
         return self._observations()
+
+    def state(self) -> dict:
+        """The count of frames, of all processes, for resume.py."""
+        return {"imagined_frames": processes.total(self.imagined_frames)}
+
+    def set_state(self, state: dict) -> None:
+        """Put back what `state` gave."""
+        self.imagined_frames = state["imagined_frames"] if processes.is_main() else 0
 
 
 class NoReflector:

@@ -713,4 +713,4 @@ def test_a_round_repeats_all_from_exploration_on():
     assert two == (*train.STAGES[:-1], *again, "evaluate")
     alone = train.stages_of(replace(DEBUG, rounds=2, extra_data=False))
     assert not [name for name in alone if "filtered_bc" in name] and len(alone) == len(two) - 2
-    assert train._imitated(1) == "filtered_bc" and train._imitated(2) == "filtered_bc_2"
+    assert train._named("rl", 1) == "rl" and train._named("rl", 2) == "rl_2"

@@ -122,7 +122,7 @@ def test_gauge_restores_the_weights_before_the_parting(monkeypatch):
         return tuple([ScriptedEpisode(s) for s in now[name]] for name in ("real", "imagined"))
 
     monkeypatch.setattr(gauge_module, "play_both", scripted)
-    films = iter("abc")
+    films = iter("ab")  # of the probes that were the best so far
     monkeypatch.setattr(gauge_module, "telling_films", lambda *_: next(films))
     policy = nn.Linear(1, 1)
     starts = [Start("reach", seed) for seed in range(20)]
@@ -138,7 +138,7 @@ def test_gauge_restores_the_weights_before_the_parting(monkeypatch):
     assert gauge.probes[1]["novel"] == [0.25] * 20
     assert gauge.imagined_frames == 3 * 20 * 7
     assert gauge.restore(policy) == 2
-    assert policy.weight.item() == 2 and gauge.kept_films() == "b"
+    assert policy.weight.item() == 2 and gauge.films == "b"
 
 
 def test_warning_names_cause_and_remedy():

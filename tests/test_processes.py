@@ -291,7 +291,7 @@ def test_a_killed_process_ends_the_run_which_then_resumes(tmp_path):
     assert again.returncode == 0, again.stderr
     shown = again.stdout.splitlines()
     assert [line.split(":")[0] for line in shown if "done already" in line] == done
-    assert shown[-1] == f"report: {folder / 'report.md'}" and again.stdout.count("report:") == 1
+    assert shown[-1] == f"report: {folder / 'report.html'}" and again.stdout.count("report:") == 1
     config = runs.preset("debug")
     found, _, _ = demos.load(folder / "episodes", config.env, config.tasks)
     assert len(found) == len(config.tasks) * (config.demos + config.exploration)
