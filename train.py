@@ -394,6 +394,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         begin = "sft" if number == 1 else "policy"
     policy = run.policy(begin)
     gauge = None
+    env: VecRealEnv | WorldEnv
     if config.rl_env == "real":
         env, draw = real.open(), _real_starts(config)
     else:
@@ -443,7 +444,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     who = "rl" if config.rl_env == "real" else "gauge"
     line += f"; {result['warning']}" if result.get("warning") else ""
     ledger = {f"{who}_episodes": spent["real_episodes"], f"{who}_steps": spent["real_steps"]}
-    if config.rl_env == "dream":
+    if isinstance(env, WorldEnv):
         looks = gauge.imagined_frames if gauge else 0
         ledger["imagined_frames"] = processes.total(env.imagined_frames) + looks
     return {"line": line, "ledger": ledger, **result}
@@ -458,7 +459,9 @@ def _write_films(folder: Path, films: dict[str, tuple[str, np.ndarray]]) -> dict
     return {name: words for name, (words, _) in films.items()}
 
 
-def _gauge(run: Run, parts, real: RealWorkers, demonstrations, exploration):
+def _gauge(
+    run: Run, parts: tuple[Simulator, Reflector], real: RealWorkers, demonstrations, exploration
+):
     """What says when LOOP in the dream has to end: `RunConfig.stop_rule`."""
     config = run.config
     training, kept = held_out(exploration)
