@@ -75,12 +75,16 @@ constraints: $(SUPPLY)
 	grep -vE '^(nvidia|cuda|triton)' constraints.txt > constraints.new
 	mv constraints.new constraints.txt
 
-# The licence of every package that is installed, optional ones too when they are.
+# docs/licences.md. Only what is installed says its licence, so this installs everything, LIBERO's
+# hundreds of megabytes too.
 licences: $(SUPPLY)
+	for file in $$(ls requirements-*.txt | grep -v minimum); do \
+	    $(PIP) install --quiet -r "$$file" -c constraints.txt || exit 1; \
+	done
 	$(RUN) tests/list_licences.py
 
-# Asks a service for known vulnerabilities, so it needs a network. --strict: a package that the
-# service does not know is a failure, not a pass.
+# Asks PyPI for known vulnerabilities of what constraints.txt pins. --strict: a package that it
+# cannot be asked about is a failure, not a pass.
 audit: $(SUPPLY)
 	$(RUN) -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 
