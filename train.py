@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -394,7 +395,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         begin = "sft" if number == 1 else "policy"
     policy = run.policy(begin)
     gauge = None
-    env: VecRealEnv | WorldEnv
+    env: Any  # VecRealEnv or WorldEnv
     if config.rl_env == "real":
         env, draw = real.open(), _real_starts(config)
     else:
@@ -444,7 +445,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     who = "rl" if config.rl_env == "real" else "gauge"
     line += f"; {result['warning']}" if result.get("warning") else ""
     ledger = {f"{who}_episodes": spent["real_episodes"], f"{who}_steps": spent["real_steps"]}
-    if isinstance(env, WorldEnv):
+    if config.rl_env == "dream":
         looks = gauge.imagined_frames if gauge else 0
         ledger["imagined_frames"] = processes.total(env.imagined_frames) + looks
     return {"line": line, "ledger": ledger, **result}
