@@ -57,6 +57,7 @@ def test_constraints_fit_every_build_of_torch():
     assert re.search(r"^torch==[\d.]+\s", text, re.M)
 
 
+@pytest.mark.pinned
 def test_constraints_reach_all_that_is_needed_in_turn():
     """Whatever an installed package of the list asks for is in the list too, or left out on
     purpose. What only an extra of a package needs is not looked at."""
