@@ -43,6 +43,12 @@ class Album(nn.Module):
     `fill` chooses the frames once, before the simulator trains; `recall` finds the nearest.
     """
 
+    frames: torch.Tensor
+    states: torch.Tensor
+    scenes: torch.Tensor
+    owners: torch.Tensor
+    weight: torch.Tensor
+
     def __init__(self, pages: int, size: int, state_dim: int = STATE_DIM):
         super().__init__()
         self.register_buffer("frames", torch.zeros(pages, size, size, 3, dtype=torch.uint8))

@@ -34,7 +34,7 @@ def rl_chart(history: list[dict]) -> bytes:
         axes.plot(steps, [history[i - 1][name] for i in steps], color=BLUE, marker="o", ms=4)
         axes.set_title(name.replace("_", " "), fontsize=10)
         axes.set_xlabel("iteration", fontsize=9)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         if name in ("success", "groups_with_spread", "clip_fraction"):
             axes.set_ylim(-0.03, 1.03)
     return png(figure)
@@ -50,10 +50,9 @@ def learning_chart(history: list[dict], probes: list[dict], where: str) -> bytes
     axes = figure.subplots()
     # The rollouts of an iteration are played before its update, the first by the policy that LOOP
     # began with.
-    rollouts = [step.get("success") for step in history]
+    rollouts = {i: step["success"] for i, step in enumerate(history) if known(step.get("success"))}
     axes.plot(
-        [i for i, rate in enumerate(rollouts) if known(rate)],
-        [rate for rate in rollouts if known(rate)],
+        list(rollouts), list(rollouts.values()),
         "^:", color=GREY, markersize=5, label=f"noisy rollouts ({where})",
     )  # fmt: skip
     for name, colour, style, aside in (("real", BLUE, "o-", -1), ("imagined", ORANGE, "s--", 1)):
@@ -67,7 +66,7 @@ def learning_chart(history: list[dict], probes: list[dict], where: str) -> bytes
         axes.errorbar(
             steps, rates, errors, fmt=style, color=colour, capsize=3, label=f"{name}, mean policy"
         )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set(xlabel="iterations of LOOP", ylabel="success", ylim=(-0.03, 1.03))
     axes.grid(axis="y", color="#DDDDDD")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
@@ -98,7 +97,7 @@ def curves_chart(loops: dict[str, tuple[list[dict], list[dict]]]) -> bytes:
         axes.set(ylabel=f"{kind} success", ylim=(-0.03, 1.03))
         axes.grid(axis="y", color="#DDDDDD")
     axes.set_xlabel("iterations of LOOP")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     figure.legend(loc="outside lower center", fontsize=9)
     return png(figure)
 
@@ -119,7 +118,7 @@ def reward_curves(curves: dict, eta: float, first_success: int | None) -> bytes:
     axes.axhline(eta, color=GREY, linestyle="--", label=f"stop above {eta:.2f}")
     if first_success is not None:
         axes.axvline(first_success, color=GREEN, linestyle=":", label="real success")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set(xlabel="decision", ylabel="reward R", ylim=(-0.03, 1.03))
     axes.legend(fontsize=8)
     return png(figure)

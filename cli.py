@@ -26,7 +26,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 # First, because it tells in one line where typer or rich are missing.
 from terminal import HERE, OneLineErrors, StageDisplay, check_device, check_output  # isort: skip
@@ -221,7 +221,7 @@ def build_config(
     names = chosen_tasks(suite, tasks)
     if names:
         config = runs.with_tasks(config, names)
-    given = {
+    given: dict[str, Any] = {
         "rounds": None if rounds is None else in_range("--rounds", rounds, 1, 9),
         "test_starts": None if starts is None else in_range("--starts", starts, 1),
         "demos": demos,

@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def variant(config: RunConfig, method: str, base: Run) -> RunConfig:
         loop = replace(loop, groups=groups, iterations=max(1, budget // (groups * a_group)))
         return replace(config, rl_env="real", real_loop=loop)
     if method == "real_equal_rollouts":  # the gauge may have ended the dream early
-        same = {"groups": config.loop.groups, "rollouts": config.loop.rollouts}
+        same: dict[str, Any] = {"groups": config.loop.groups, "rollouts": config.loop.rollouts}
         loop = replace(loop, iterations=len(base.stages["rl"]["history"]), **same)
         return replace(config, rl_env="real", real_loop=loop)
     if method == "rounds":
@@ -276,7 +277,7 @@ def chart(rows: list[dict]) -> bytes:
     axes = figure.subplots()
     looks = {"oracle": (BLUE, "o"), "reflector": (ORANGE, "s"), "none": (GREY, "^")}
     for aside, (termination, (colour, marker)) in enumerate(looks.items()):
-        look = {"color": colour, "marker": marker, "linestyle": "none"}
+        look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
         axes.plot([], [], label=f"stop: {termination}", **look)
         for i, entry in enumerate(row[termination] for row in rows):
             if entry is None:

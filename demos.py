@@ -29,9 +29,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -168,7 +169,7 @@ def _play_batch(env, starts, act, source, after_success, on_step) -> list[Episod
 
 
 def collect_expert(
-    env, task_names: list[str], per_task: int, offset: int, after_success: int = 2
+    env, task_names: Sequence[str], per_task: int, offset: int, after_success: int = 2
 ) -> list[Episode]:
     """`per_task` successful expert episodes of every task, from the "demo" starts from `offset` on.
 
@@ -327,15 +328,18 @@ def env_from(fields: dict) -> EnvConfig:
     """An EnvConfig from its JSON; folders that were made before there were two robots name none."""
     fields = dict(fields)
     robot = fields.pop("robot", {})
-    robot = Robot(**{k: tuple(v) if isinstance(v, list) else v for k, v in robot.items()})
-    return EnvConfig(**fields, robot=robot)
+    return EnvConfig(**fields, robot=Robot(**_with_tuples(robot)))
 
 
 def camera_from(fields: dict | None) -> Camera | None:
     """A Camera from its JSON, where tuples are lists; None where the camera is not known."""
     if fields is None:
         return None
-    return Camera(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    return Camera(**_with_tuples(fields))
+
+
+def _with_tuples(fields: dict) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def load(folder: Path, expected: EnvConfig | None = None, tasks: tuple[str, ...] | None = None):

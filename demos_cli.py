@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,7 +55,7 @@ def demos_collect(
     check_playable(names)
     check_demos(demos)
     in_range("--seed", seed, 0, 99, " (each owns its own start states)")
-    given = {"size": size, "chunk": chunk, "horizon": horizon}
+    given: dict[str, Any] = {"size": size, "chunk": chunk, "horizon": horizon}
     given = {name: value for name, value in given.items() if value is not None}
     config = replace(with_tasks(RunConfig(), names).env, **given)
     check_new(folder)

@@ -124,8 +124,8 @@ def check_renderer() -> Check:
         backend = render.choose_backend(refresh=True)
     except render.NoRenderer as error:
         return Check("off-screen renderer", str(error), False, error.remedy)
-    works, milliseconds, error = render.probe(backend)
-    found = f"{backend}, {milliseconds:.1f} ms a frame" if works else f"{backend}: {error}"
+    works, milliseconds, problem = render.probe(backend)
+    found = f"{backend}, {milliseconds:.1f} ms a frame" if works else f"{backend}: {problem}"
     remedy = "" if works else "repair the graphics driver: its error is in this row"
     return Check("off-screen renderer", found, works, remedy)
 

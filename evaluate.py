@@ -65,7 +65,8 @@ def test_starts(
     return [Start(task, seed) for task in tasks for seed in split_seeds(split, per_task, offset)]
 
 
-test_starts.__test__ = False  # not a test, although pytest would think so by its name
+# Not a test, although pytest would think so by its name.
+test_starts.__test__ = False  # type: ignore[attr-defined]  # of functions only pytest reads it
 
 
 def evaluate(policy, env, starts: list[Start], termination: str, reflector=None) -> dict:
@@ -158,7 +159,7 @@ def agreement(imagined: np.ndarray, real: np.ndarray, tasks: list[str]) -> dict:
         "missed": int((~imagined & real).sum()),
         "neither": int((~imagined & ~real).sum()),
     }
-    rows = {}
+    rows: dict[str, dict] = {}
     for task in dict.fromkeys(tasks):
         at = np.array([name == task for name in tasks])
         rows[task] = {
@@ -231,7 +232,7 @@ def agreement_words(policy: str, report: dict) -> str:
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two uint8 pictures in dB:
     10 log10(255^2 / mean squared error)."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return float(10 * math.log10(255**2 / max(error, 1e-3)))
 
 

@@ -19,6 +19,7 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,8 @@ def export_lerobot(
     instructions = sorted({episode.instruction for episode in episodes})
     features = lerobot_features(about, fps, video)
     columns = [name for name in features if features[name]["dtype"] != "video"]
-    data, lines, writer, first = folder / DATA_PATH.format(**FIRST), [], None, 0
+    data, lines, first = folder / DATA_PATH.format(**FIRST), [], 0
+    writer: Any = None  # pyarrow's; it needs the first table's schema
     data.parent.mkdir(parents=True)
     for number, episode in enumerate(episodes):
         rows = lerobot_rows(episode, number, first, instructions.index(episode.instruction), fps)
@@ -79,7 +81,8 @@ def export_lerobot(
 def lerobot_features(about: Description, fps: int, video: bool) -> dict:
     """info.json's `features`: type, shape and names of every column."""
     size, chunk, dims = about.env.size, about.env.chunk, about.action_dim
-    picture = {"dtype": "image", "shape": [size, size, 3], "names": ["height", "width", "channels"]}
+    picture: dict = {"dtype": "image", "shape": [size, size, 3]}
+    picture["names"] = ["height", "width", "channels"]
     if video:
         picture |= {"dtype": "video", "info": {
             "video.height": size, "video.width": size, "video.codec": "h264",
@@ -166,8 +169,8 @@ def episode_line(episode: Episode, number: int, first: int, fps: int, video: boo
 def tasks_table(arrow, instructions: list[str]):
     """meta/tasks.parquet: LeRobot reads it with pandas and expects the sentences as its index,
     which pandas finds in the metadata it keeps in the schema."""
-    index = {"name": "task", "field_name": "task", "pandas_type": "unicode"}
-    number = {"name": "task_index", "field_name": "task_index", "pandas_type": "int64"}
+    index: dict = {"name": "task", "field_name": "task", "pandas_type": "unicode"}
+    number: dict = {"name": "task_index", "field_name": "task_index", "pandas_type": "int64"}
     index |= {"numpy_type": "object", "metadata": None}
     number |= {"numpy_type": "int64", "metadata": None}
     pandas = {"index_columns": ["task"], "column_indexes": [], "columns": [number, index]}
@@ -178,7 +181,8 @@ def tasks_table(arrow, instructions: list[str]):
 def stats_of(values: np.ndarray) -> dict:
     """LeRobot's statistics over the first axis: lists (D,); pictures (3, 1, 1), in [0, 1]."""
     values = np.asarray(values, np.float64)
-    shape, count = (-1,), len(values)
+    shape: tuple[int, ...] = (-1,)
+    count = len(values)
     if values.ndim == 4:
         shape, values = (3, 1, 1), values[:: -(-count // MOST_FRAMES)] / 255
         count = len(values)
@@ -202,8 +206,8 @@ def flat_stats(rows: dict) -> dict:
 
 def all_stats(episodes: list[Episode], features: dict, instructions: list[str], fps: int) -> dict:
     """meta/stats.json: every column over all episodes."""
-    frames = [image for episode in episodes for image in episode.image]
-    frames = np.stack(frames[:: -(-len(frames) // MOST_FRAMES)])
+    images = [image for episode in episodes for image in episode.image]
+    frames = np.stack(images[:: -(-len(images) // MOST_FRAMES)])
     rows, first = [], 0
     for number, episode in enumerate(episodes):
         task = instructions.index(episode.instruction)

@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -316,8 +317,9 @@ def picture_source(folder: Path, info: dict, camera: str, row: dict, rows):
     return lambda at: film(path, start, fps, at)
 
 
-def png(cell: dict | None, shape: tuple, where: str) -> np.ndarray:
-    """A picture from an image column: a struct of bytes (PNG or JPEG) and a path, left unused."""
+def png(cell: Any, shape: tuple, where: str) -> np.ndarray:
+    """A picture from an image column: a struct of bytes (PNG or JPEG) and a path, left unused; or
+    whatever else the file has there."""
     from PIL import Image
 
     try:

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from evaluate import test_starts
 from films import side_by_side
 from reflector import reflector_frames
 from runs import BadRun, Run
-from tasks import EnvConfig
+from tasks import EnvConfig, Start
 from vecenv import VecRealEnv
 from vlm import tokenize
 from worldenv import NoReflector, WorldEnv
@@ -58,8 +59,8 @@ class Parts:
     env: EnvConfig  # as both worlds are played: the run's, with the horizon DECISIONS
     tasks: tuple[str, ...]
     camera: Camera
-    simulator: object  # as WorldEnv takes it
-    reflector: object | None = None  # None: not trained yet
+    simulator: Any  # as WorldEnv takes it
+    reflector: Any = None  # None: not trained yet
     policies: dict = field(default_factory=dict)  # "sft", "policy": has act(observation, running)
     notes: list[str] = field(default_factory=list)  # one sentence for each part that is missing
     horizon: int = 30  # the run's own
@@ -85,6 +86,7 @@ def load_parts(run: Run) -> Parts:
             "up to that stage; give its train command again, with --until simulator if you like"
         )
     camera = describe(run.episodes_folder).camera
+    assert camera is not None  # a run records its own episodes
     parts = Parts(
         env=replace(run.config.env, horizon=max(DECISIONS, run.config.env.horizon)),
         tasks=run.config.tasks,
@@ -126,7 +128,7 @@ def directions(camera: Camera) -> dict[str, np.ndarray]:
     return {name: (way / np.abs(way).max()).astype(np.float32) for name, way in ways.items()}
 
 
-def held_chunk(way: np.ndarray | None, grip: float, shape: tuple[int, int]) -> np.ndarray:
+def held_chunk(way: np.ndarray | None, grip: float, shape: tuple[int, ...]) -> np.ndarray:
     """A chunk (K, A) of K equal steps: the first three numbers move the hand (None: not at all),
     the last is the gripper's, what lies between (a robot that turns its hand) is 0."""
     action = np.zeros(shape[1], np.float32)
@@ -170,7 +172,8 @@ class Game:
         self.sees = "dream"  # whose picture the policies look at; the expert knows the true state
         self.turn = threading.Lock()
         self.closed = False
-        self.start, self.number = None, 0
+        self.start: Start | None = None
+        self.number = 0
         self.dream, self.real = Track([], []), Track([], [])
 
     # -- starting
@@ -226,7 +229,7 @@ class Game:
             self._play(actor, lambda: policy.act(self._seen[self.sees], running)[0])
 
     @property
-    def _shape(self) -> tuple[int, int]:
+    def _shape(self) -> tuple[int, ...]:
         return self.env.action_space.shape[1:]
 
     def _play(self, actor: str, choose) -> None:

@@ -28,6 +28,8 @@ Symbols: B batch, T decisions, K actions in a chunk, A action dimensions, S stat
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -112,6 +114,13 @@ class Kinematics(nn.Module):
     and the same forest is grown again from them when it is first needed.
     """
 
+    unit: torch.Tensor
+    middle: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    moments: torch.Tensor
+    recorded: torch.Tensor
+
     def __init__(self, chunk: int, moments: int = 20_000, robot: Robot = METAWORLD):
         """moments: how many recorded decisions the forest is grown from at most."""
         super().__init__()
@@ -122,8 +131,8 @@ class Kinematics(nn.Module):
             nn.Linear(WIDTH, dim),
         )  # fmt: skip
         self.linear = nn.Linear(inputs, dim)
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
+        for parameter in self.network[-1].parameters():
+            nn.init.zeros_(parameter)
         self.register_buffer("unit", torch.tensor(UNIT + (TURN,) * (dim - len(UNIT))))
         self.register_buffer("middle", torch.zeros(dim))
         self.register_buffer("low", torch.full((dim,), -2.0))
@@ -131,7 +140,7 @@ class Kinematics(nn.Module):
         # Rows of features and what the network was off by; of the rows the first `recorded` count.
         self.register_buffer("moments", torch.zeros(moments, contact_dim(robot) + dim))
         self.register_buffer("recorded", torch.zeros((), dtype=torch.int64))
-        self._forest = None
+        self._forest: Any = None  # scikit-learn's ExtraTreesRegressor
 
     def set_range(self, states: np.ndarray) -> None:
         """states: (N, S) that were ever seen; next states are kept inside their range."""
@@ -183,15 +192,15 @@ class Kinematics(nn.Module):
         forest: contact features of (s_t, m_t, a_t) -> (s_{t+1} - network(s_t, m_t, a_t)) / unit
         """
         device = self.moments.device
-        rows = []
+        of_episodes = []
         for episode in episodes:
             states, actions = (
                 torch.from_numpy(x).to(device) for x in (episode.state, episode.action)
             )
             now = states[:-1], motions_along(states, actions[:-1], self.robot), actions
             off = (states[1:] - self.smooth(*now)) / self.unit
-            rows.append(torch.cat([contact_features(*now, self.robot), off], dim=1))
-        rows = torch.cat(rows)
+            of_episodes.append(torch.cat([contact_features(*now, self.robot), off], dim=1))
+        rows = torch.cat(of_episodes)
         if len(rows) > len(self.moments):
             order = np.random.default_rng(seed).permutation(len(rows))[: len(self.moments)]
             rows = rows[torch.from_numpy(order).to(device)]

@@ -25,6 +25,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -172,6 +173,8 @@ class Frozen(nn.Module):
     frame that goes through an autoencoder at every decision would lose some grey levels each time.
     """
 
+    model: Any  # a class of diffusers or transformers
+
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -190,7 +193,7 @@ def in_float32(x: torch.Tensor) -> torch.autocast:
     return bf16_autocast(x.device, wanted=False)
 
 
-def load(kind, folder: Path) -> nn.Module:
+def load(kind, folder: Path) -> Any:
     """A model class of diffusers or transformers with its weights, float32; BadCheckpoint where
     they are not those of the architecture: the library would fill the gaps with random numbers."""
     try:
@@ -320,6 +323,8 @@ class Encoder(Frozen):
 
     side = 224  # pixels that a picture is enlarged to, down to whole patches; CLIP says its own
     rows, remembered = 8, 2**10  # read at a time; kept, some MB each for large models
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, part: str, checkpoint: str):
         folder, files, kind = check_part(part, checkpoint)

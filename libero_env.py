@@ -275,9 +275,10 @@ def small_textures(xml: str) -> tuple[str, dict[str, bytes]]:
             scale = TEXTURE / max(picture.size)
             if scale >= 1:
                 return found[0]
-            size = tuple(max(1, round(side * scale)) for side in picture.size)
+            width, height = (max(1, round(side * scale)) for side in picture.size)
             content = io.BytesIO()
-            picture.convert("RGB").resize(size, Image.Resampling.BOX).save(content, "PNG")
+            small = picture.convert("RGB").resize((width, height), Image.Resampling.BOX)
+            small.save(content, "PNG")
         name = f"texture_{len(files)}.png"
         files[name] = content.getvalue()
         return f'{found[1]}"{name}"'

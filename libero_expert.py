@@ -114,7 +114,7 @@ class PickAndPlace:
             cost
             - room(place, across, others)
             - 0.003 * abs(across @ rotation[:, 0])
-            + 0.3 * max(0.0, np.linalg.norm(place[:2] - base) - REACH)
+            + 0.3 * max(0.0, float(np.linalg.norm(place[:2] - base)) - REACH)
             for place, across, cost in ways
         ]
         place, across, _ = ways[np.argsort(costs, kind="stable")[self.plan.tries % len(ways)]]
@@ -172,7 +172,7 @@ class PickAndPlace:
         site = domain.object_sites_dict[where]
         middle = domain.sim.data.get_site_xpos(where).copy()
         half = np.abs(domain.sim.data.get_site_xmat(where) @ np.asarray(site.size))[2]
-        parent = getattr(site, "parent_name", None)
+        parent = getattr(site, "parent_name", "")
         rim = self.points(parent)[:, 2].max() if parent in domain.obj_body_id else middle[2]
         return middle, middle[2] - half, max(rim, middle[2] + half)
 
@@ -183,7 +183,7 @@ class PickAndPlace:
         body = self.domain.obj_body_id[thing]
         geoms = np.flatnonzero(model.body_rootid[model.geom_bodyid] == model.body_rootid[body])
         drawn = list(geoms) if solid else [g for g in geoms if model.geom_group[g] == 1]
-        return np.concatenate([geom_points(model, data, g) for g in drawn])
+        return np.concatenate([geom_points(model, data, int(g)) for g in drawn])
 
 
 def geom_points(model, data, geom: int) -> np.ndarray:

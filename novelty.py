@@ -45,11 +45,13 @@ class Novelty:
             task: cKDTree(np.concatenate([weighed(e.state) for e in recorded if e.task == task]))
             for task in tasks
         }
-        distances = {task: [] for task in tasks}
+        distances: dict[str, list[np.ndarray]] = {task: [] for task in tasks}
         for episode in held_out:
             distances[episode.task].append(self.distances(episode))
         # A task without held-out episodes takes the limit of all the others together.
-        everything = np.concatenate([d for task in distances.values() for d in task] or [[0.0]])
+        everything = np.concatenate(
+            [d for task in distances.values() for d in task] or [np.zeros(1)]
+        )
         self.limits = {
             task: float(np.percentile(np.concatenate(found or [everything]), WITHIN))
             for task, found in distances.items()

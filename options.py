@@ -44,18 +44,18 @@ def task_names(text: str) -> tuple[str, ...]:
     return check_tasks([name.strip() for name in text.split(",") if name.strip()])
 
 
-def chosen_tasks(suite: str, tasks: str) -> tuple[str, ...] | None:
-    """What --suite and --tasks choose: the suite's tasks, or those that are named; None where
+def chosen_tasks(suite: str, tasks: str) -> tuple[str, ...]:
+    """What --suite and --tasks choose: the suite's tasks, or those that are named; () where
     neither is given."""
     from instructions import TASKS
     from tasks import SUITES, check_tasks
 
-    names = task_names(tasks) if tasks else None
+    names = task_names(tasks) if tasks else ()
     if not suite:
         return names
     one_of("--suite", suite, tuple(SUITES))
     known = TASKS if suite == "metaworld" else SUITES[suite]
-    others = [name for name in names or () if name not in known]
+    others = [name for name in names if name not in known]
     if others:
         raise ValueError(
             f"--tasks: {', '.join(others)} not in {suite}; expected some of {', '.join(known)}; "

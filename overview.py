@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from charts import POLICIES, curves_chart
 from demos import write_atomically
@@ -134,6 +135,7 @@ def _dream(runs: dict[str, Run]) -> list[str]:
         stage = (of_rounds(run, "rl") or [{}])[-1]
         cells += [_value(card(run, *path), text) for path, text in CARDS.values()]
         rows.append([plain(name), *cells, str(stage.get("kept", "-"))])
+    measures: list[tuple[Callable, str]]
     measures = [(lambda run, s=s: _share(run, s), "{:.1f}") for s in shares]
     measures += [(lambda run, p=path: card(run, *p), text) for path, text in CARDS.values()]
     measures += [(lambda run: None, "")]
@@ -187,7 +189,7 @@ def gain(run: Run, than: str, termination: str) -> float | None:
 
 def card(run: Run, stage: str, *keys: str) -> float | None:
     """What the last round's stage recorded below these keys."""
-    value: dict | float | None = (of_rounds(run, stage) or [{}])[-1]
+    value: Any = (of_rounds(run, stage) or [{}])[-1]
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

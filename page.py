@@ -95,7 +95,8 @@ def html_page(text: str, read: Callable[[str], bytes | None]) -> str:
             token.attrSet("id", f"section-{len(sections)}")
         if token.type == "td_open" and len(following.content) < NARROW:
             token.attrSet("class", "narrow")
-        if token.type == "paragraph_open" and any(c.type == "image" for c in following.children):
+        parts = following.children or []
+        if token.type == "paragraph_open" and any(part.type == "image" for part in parts):
             token.attrSet("class", "pictures scroll")
     body = parser.renderer.render(tokens, parser.options, {"read": read})
     links = [f'<a href="#section-{i}">{escape(s)}</a>' for i, s in enumerate(sections, 1)]

@@ -321,6 +321,7 @@ class Visit:
     def show(self) -> None:
         """The game as it is now."""
         game, t = self.game, len(self.game.chunks)
+        assert game.start is not None  # a page shows a game once it has begun
         self.show_running()
         self.text.set_text(f"{game.start.task}, start {game.number}: “{game.instruction}”")
         length, parted = max(self.parts.horizon, t), game.parted
@@ -387,7 +388,7 @@ class Panel:
         """image (H, W, 3) uint8; values: of decisions 1, 2 ...; marks: (decision, word, colour)."""
         self.picture.set_source(data_url(image))
         self.line.set_text(line)
-        if self.chart is None:
+        if self.chart is None or self.threshold is None:
             return
         word = "stop" if self.threshold < 1 else f"{self.threshold:.0f} mm"
         lines = [vertical(*mark) for mark in marks]

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,6 +138,9 @@ class Policy(nn.Module):
     `act` plays; `distribution` is what PPO needs."""
 
     shift = 4  # pixels of random shift in training [measured here]
+    backbone: Any  # SmallBackbone, VLMBackbone or VLABackbone
+    state_mean: torch.Tensor
+    state_std: torch.Tensor
 
     def __init__(self, config: PolicyConfig):
         super().__init__()
@@ -209,7 +213,8 @@ class Policy(nn.Module):
         so that the scale head learns how far the mean is off
         and the mean is exactly that of L1 regression.
         """
-        image, moved = to_float(batch["image"]), 0.0
+        image = to_float(batch["image"])
+        moved: torch.Tensor | float = 0.0
         if self.training:
             image, moved = random_shift(image, self.shift)
         mean, log_scale = self.distribution(image, batch["state"], batch["tokens"], moved)

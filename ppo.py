@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -385,15 +386,15 @@ def everyones(own: Rollouts) -> Rollouts:
     )
     decision = np.concatenate([p.decision for p in parts])
     order = np.lexsort((member, decision))
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.concatenate([getattr(p, name) for p in parts])[order]
         for name in ("image", "state")
     }
-    tensors = {
+    tensors: dict[str, Any] = {
         name: torch.cat([getattr(p, name) for p in parts])[torch.from_numpy(order)]
         for name in ("tokens", "sample", "log_prob")
     }
-    groups = {  # process r has the groups r, r + W ...
+    groups: dict[str, Any] = {  # process r has the groups r, r + W ...
         name: np.stack([getattr(p, name) for p in parts], axis=1).reshape(-1, n)
         for name in ("returns", "success")
     }

@@ -42,6 +42,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,9 @@ from torch import nn
 from fit import bf16_autocast
 from tasks import METAWORLD, Robot
 from vlm import words
+
+if TYPE_CHECKING:  # for annotations only: nothing is imported before it is needed
+    from transformers import PreTrainedModel
 
 
 class BadCheckpoint(ValueError):
@@ -290,6 +294,9 @@ class PretrainedVLM(nn.Module):
     """An image-text model and its tokenizer: pictures, text and extra tokens -> hidden states. What
     is frozen is not in its `state_dict`: what is saved is what was trained."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, config: PretrainedConfig):
         super().__init__()
         folder = check(config)
@@ -314,7 +321,7 @@ class PretrainedVLM(nn.Module):
         self.register_load_state_dict_pre_hook(fill_in_frozen)
 
     @property
-    def base(self) -> nn.Module:
+    def base(self) -> PreTrainedModel:
         """The model without its language-model head."""
         return self.model.base_model
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # nothing heavy at the top: `cli.py --help` loads this file
     import numpy as np
@@ -34,13 +34,14 @@ if TYPE_CHECKING:  # nothing heavy at the top: `cli.py --help` loads this file
 # a wait is the difference of two parts: minutes at most. A process that dies closes its connections
 # and is noticed at once; this is for one that hangs, or a machine that falls off the network.
 TIMEOUT = timedelta(hours=2)
+Number = TypeVar("Number", int, float)
 LAST_WORDS = 10  # seconds in which the main process would have said the same
 GONE = (
     "a process of this run is gone (killed, or out of memory?); expected all of them to the end; "
     "run the same command again to resume"
 )
 
-_state = None  # accelerate's PartialState; None where there is one process
+_state: Any = None  # accelerate's PartialState; None where there is one process
 
 
 # ----------------------------------------------------------------------------------------- starting
@@ -211,7 +212,7 @@ def each(thing) -> list:
         return gather_object([thing])
 
 
-def total(count: float) -> float:
+def total(count: Number) -> Number:
     """The sum of a number over all processes."""
     return sum(each(count))
 

@@ -33,6 +33,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ from demos import BadEpisodes, Episode
 
 RECORDED = ("before", "after")
 # What holds unless the caller says otherwise: the original LIBERO files, and LeRobot's definition.
-CONVENTIONS = {
+CONVENTIONS: dict[str, dict[str, Any]] = {
     "hdf5": {"recorded": "after", "upside_down": True},
     "lerobot": {"recorded": "before", "upside_down": False},
 }
@@ -173,7 +174,7 @@ def read_hdf5(paths: list[Path], how: Recording) -> Iterator[Episode]:
 
     demo_2 comes before demo_10, and numbers may be missing; the number becomes the seed."""
     h5py = package("h5py")
-    size = None  # (H, W) of all pictures
+    size: tuple[int, int] | None = None  # (H, W) of all pictures
     for path in paths:
         try:
             file = h5py.File(path, "r")
@@ -196,7 +197,7 @@ def read_hdf5(paths: list[Path], how: Recording) -> Iterator[Episode]:
                     episode, shape = hdf5_episode(demo, where, number, words_of(path, how), how)
                 except OSError as error:  # damage that only reading finds
                     raise BadEpisodes(f"{where}: damaged ({error}); fetch the file anew") from error
-                if shape != (size or shape):
+                if size is not None and shape != size:
                     raise BadEpisodes(
                         f"{where}: pictures of {shape[0]} x {shape[1]}, those before have "
                         f"{size[0]} x {size[1]}; expected one size; convert each alone"
@@ -220,6 +221,7 @@ def hdf5_episode(demo, where: str, number: int, words: dict, how: Recording):
         if not found:
             there = ", ".join(sorted({*demo, *observed}))
             raise BadEpisodes(f"{where}: no {name}; expected it among {there}; leave it out")
+    assert key is not None and names is not None  # or the loop has raised
     pictures = member(observed, key, where)
     states = [member(observed, name, where)[()] for name in names]
     action = np.asarray(member(demo, "actions", where)[()], np.float64)

@@ -28,6 +28,7 @@ hidden behind it, in a dream it is smeared as well.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +73,12 @@ class ReflectorConfig:
 
 class Reflector(nn.Module):
     """R(o_{1:t}, g). `loss, metrics = reflector(batch)` trains it; `reward` judges."""
+
+    vlm: Any  # FrozenReader or KeypointVLM
+    middle: torch.Tensor
+    spread: torch.Tensor
+    threshold: torch.Tensor
+    platt: torch.Tensor
 
     def __init__(self, config: ReflectorConfig):
         super().__init__()
@@ -123,7 +130,8 @@ class Reflector(nn.Module):
         The batches hold half positives and half negatives (`frame_batches`): that is how the
         imbalance (one frame in ten is a success) is handled.
         """
-        frames, moved = stack_frames(batch["frames"]), 0.0
+        frames = stack_frames(batch["frames"])
+        moved: torch.Tensor | float = 0.0
         if self.training and not self.frozen:  # of frozen parts each frame is to be read only once
             frames, moved = _augment(frames)
         logits = self.logits(frames, batch["tokens"], batch["state"], moved)

@@ -88,7 +88,8 @@ def _last(run: Run, name: str) -> dict:
 
 def whole_loop(run: Run) -> tuple[list[dict], list[dict]]:
     """(history, probes) of LOOP over all rounds; a probe's iteration counts from the first."""
-    history, probes = [], []
+    history: list[dict] = []
+    probes: list[dict] = []
     for stage in of_rounds(run, "rl"):
         for probe in stage.get("probes", []):
             probes.append(probe | {"iteration": probe["iteration"] + len(history)})
@@ -401,7 +402,7 @@ def flat_settings(config: RunConfig) -> dict[str, str]:
     """Every setting as text, those of parts with a dot: {"demos": "5", "loop.groups": "16"}."""
 
     def flatten(values: dict, prefix: str) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         for name, value in values.items():
             inside = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else None
             found |= {f"{prefix}{name}": _setting(value)} if inside is None else inside

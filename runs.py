@@ -28,6 +28,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import processes
 from camera import Camera
@@ -317,7 +318,7 @@ def with_tasks(config: RunConfig, tasks: tuple[str, ...]) -> RunConfig:
                 "LIBERO's tasks; choose another --preset"
             )
         return replace(config, tasks=tasks)
-    own = {"robot": robot, "chunk": CHUNK}
+    own: dict[str, Any] = {"robot": robot, "chunk": CHUNK}
     limit = max(STEP_LIMIT[suite_of(task)] for task in tasks)
     return replace(
         config,
@@ -342,7 +343,7 @@ def with_pretrained(config: RunConfig, checkpoint: str) -> RunConfig:
     if Path(checkpoint).is_dir():  # so that the run can be opened from anywhere
         checkpoint = str(Path(checkpoint).absolute())
     large = PretrainedConfig(checkpoint=checkpoint, lora_rank=32)  # [paper]
-    rates = {"learning_rate": 1e-5, "adapter_rate": 1e-4}  # heads, LoRA [paper]
+    rates: dict[str, Any] = {"learning_rate": 1e-5, "adapter_rate": 1e-4}  # heads, LoRA [paper]
     return replace(
         config,
         policy=replace(config.policy, backbone="pretrained", pretrained=large),

@@ -30,6 +30,7 @@ checkpoint, and the tokens can be those of frozen encoders.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +104,10 @@ class ReferenceEncoder(nn.Module):
 class Simulator(nn.Module):
     """The world simulator. `loss, metrics = simulator(batch)` trains it;
     `next_frame` and `next_state` imagine."""
+
+    frames: Latents | Pixels
+    unet: Any  # diffusers' UNet2DConditionModel
+    reference: FrozenReference | ReferenceEncoder
 
     def __init__(self, config: SimulatorConfig, camera: Camera):
         super().__init__()

@@ -14,6 +14,7 @@ import json
 import math
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def measure_expert(
     config = with_tasks(RunConfig(), tasks).env
     found = json.loads(path.read_text()) if path.is_file() else {}
     seeds = split_seeds("dev", starts)
-    rows = {}
+    rows: dict[str, dict] = {}
     env = VecRealEnv(min(starts, 8), config)
     try:
         for task in tasks:
@@ -240,7 +241,7 @@ def summarize_runs(results: Path) -> dict:
         for depth in ("1", "5", "last"):
             for kind in ("sim", "copy"):
                 key = f"{kind}_psnr_{depth}"
-                _put(summary, key, dream, lambda r, key=key: r["stages"]["simulator"][key])
+                _put(summary, key, dream, partial(_of_simulator, key=key))
         for key, value in INSTRUMENTS.items():
             # Runs made before an instrument was built, or where it had nothing to measure, lack it.
             measured = [r for r in dream if value(r) is not None]
@@ -393,6 +394,10 @@ def update_readme(summary: dict, readme: Path) -> None:
     _, after = rest.split(_END)
     block = f"{_BEGIN}\n{results_block(summary)}\n{_END}"
     write_atomically(readme, (before + block + after).encode())
+
+
+def _of_simulator(record: dict, key: str) -> float:
+    return record["stages"]["simulator"][key]
 
 
 def _success(record: dict, policy: str, termination: str) -> float:

@@ -27,6 +27,7 @@ import copy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -126,7 +127,7 @@ def check_tasks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
             raise ValueError(f"unknown task {name!r}; expected {hint}")
     if not short or len(set(short)) != len(short):
         raise ValueError(f"expected one or more different tasks, got {', '.join(short) or 'none'}")
-    scenes = {}
+    scenes: dict[str, list[str]] = {}
     for name in short:
         libero = name in LIBERO_INSTRUCTIONS
         scenes.setdefault(f"LIBERO's {view_of(name)}" if libero else "Meta-World", []).append(name)
@@ -293,8 +294,8 @@ def shrink(image: np.ndarray) -> np.ndarray:
 
 class ChunkedEnv(gymnasium.Env):
     """A task as a Gymnasium environment that is stepped in action chunks: the face that every
-    source of tasks has. A source adds `reset`, `render`, `snapshot`, `restore`, `camera` and the
-    three methods below.
+    source of tasks has. A source adds `reset`, `render`, `camera` and the five methods
+    below that raise NotImplementedError.
 
     Observation: {"image": (H, W, 3) uint8, "state": (S,) float32, "instruction": str}.
     Action: (K, A) float32 in [-1, 1].
@@ -305,6 +306,8 @@ class ChunkedEnv(gymnasium.Env):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    action_space: gymnasium.spaces.Box
+    camera: Camera
 
     def __init__(self, task: str, config: EnvConfig, stop_on_success: bool):
         choose_backend()
@@ -321,6 +324,14 @@ class ChunkedEnv(gymnasium.Env):
         self._decisions = 0
         self._success = False
 
+    def snapshot(self) -> dict:
+        """Everything that the next step depends on, as a plain picklable dict."""
+        raise NotImplementedError
+
+    def restore(self, snapshot: dict) -> None:
+        """Go back to a snapshot of the same task."""
+        raise NotImplementedError
+
     def _state(self) -> np.ndarray:
         """The state now, (S,) float32."""
         raise NotImplementedError
@@ -333,7 +344,7 @@ class ChunkedEnv(gymnasium.Env):
         """What the scripted expert would do now, (A,)."""
         raise NotImplementedError
 
-    def _observe(self) -> dict[str, np.ndarray]:
+    def _observe(self) -> dict:
         instruction = INSTRUCTIONS[self.task][0]
         return {"image": self.render(), "state": self._state(), "instruction": instruction}
 
@@ -400,8 +411,10 @@ class RealEnv(ChunkedEnv):
         self._sim._freeze_rand_vec = False
         self._sim.seeded_rand_vec = True
         self._sim.max_path_length = 10**9
-        self._sim.touching_object = partial(_touching_object, self._sim)
-        self._expert = ENV_POLICY_MAP[f"{self.task}-v3"]()
+        touching = partial(_touching_object, self._sim)
+        self._sim.touching_object = touching  # type: ignore[method-assign]  # a faster one
+        policy: Any = ENV_POLICY_MAP[f"{self.task}-v3"]  # typed there as the abstract base class
+        self._expert = policy()
         self._place_camera()
 
     def _place_camera(self) -> None:

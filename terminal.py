@@ -77,7 +77,7 @@ def raised_on_purpose(error: Exception) -> bool:
 class OneLineErrors(TyperGroup):
     """The group of all commands; turns whatever goes wrong into one line and an exit code."""
 
-    def main(self, args=None, prog_name=None, **extra):
+    def main(self, args=None, prog_name=None, **extra):  # type: ignore[override]  # rest in extra
         """Run a command and leave with 0, 2 (bad input) or 130 (interrupted)."""
         extra["standalone_mode"] = False  # errors come here instead of being printed by Typer
         try:
@@ -211,7 +211,7 @@ class StageDisplay:
             console=self.console, transient=True,
             disable=self.console.quiet or not self.console.is_terminal,
         )  # fmt: skip
-        self.bar = None
+        self.bar: progress.TaskID | None = None
         self.last_line = time.time()
         self.started = time.time()
 
@@ -242,7 +242,8 @@ class StageDisplay:
 
     def progress(self, stage: str, step: int, steps: int, metrics: dict) -> None:
         """Step `step` (from 0) of `steps` of a stage is done."""
-        self.bars.update(self.bar, completed=step + 1, total=steps)
+        if self.bar is not None:
+            self.bars.update(self.bar, completed=step + 1, total=steps)
         if stage.startswith("rl"):
             self.line(rl_line(step, steps, metrics))
             return

@@ -34,6 +34,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from filecmp import cmp
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -425,6 +426,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         begin = "sft" if number == 1 else "policy"
     policy = run.policy(begin)
     gauge, also = None, {"real": real}
+    env: Any  # VecRealEnv or WorldEnv
     if config.rl_env == "real":
         env, draw = real.open(), _real_starts(config)
     else:
@@ -491,7 +493,9 @@ def _write_films(folder: Path, films: dict[str, tuple[str, np.ndarray]]) -> dict
     return {name: words for name, (words, _) in films.items()}
 
 
-def _gauge(run: Run, parts, real: RealWorkers, demonstrations, exploration):
+def _gauge(
+    run: Run, parts: tuple[Simulator, Reflector], real: RealWorkers, demonstrations, exploration
+):
     """What says when LOOP in the dream has to end: `RunConfig.stop_rule`."""
     config = run.config
     training, kept = held_out(exploration)

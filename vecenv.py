@@ -13,6 +13,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -123,6 +124,8 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
     next reset: autoreset is disabled.
     """
 
+    action_space: gymnasium.spaces.Box
+
     def __init__(self, num_envs: int, config: EnvConfig | None = None, workers: int | None = None):
         choose_backend()  # here, so that every worker inherits MUJOCO_GL
         self.config = config or EnvConfig()
@@ -131,7 +134,9 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         self.observation_space = gymnasium.vector.utils.batch_space(
             self.single_observation_space, num_envs
         )
-        self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+        self.action_space = gymnasium.vector.utils.batch_space(  # type: ignore[assignment]  # a Box
+            self.single_action_space, num_envs
+        )
         self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
         self.real_steps = self.real_resets = self.real_frames = 0  # the ledger of real interaction
 
@@ -146,10 +151,10 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def _ask(self, jobs: list[tuple]) -> dict[int, object]:
+    def _ask(self, jobs: list[tuple]) -> dict[int, Any]:
         """Send (command, slot, argument) jobs to the workers that own the slots;
         return {slot: answer}."""
-        answers: dict[int, object] = {}
+        answers: dict[int, Any] = {}
         shares = [
             [job for job in jobs if job[1] % len(self._pipes) == w] for w in range(len(self._pipes))
         ]

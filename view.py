@@ -23,6 +23,8 @@ from camera import Camera
 class HandInView(nn.Module):
     """State -> where the hand is seen. The camera is a buffer: a checkpoint brings it along."""
 
+    matrix: torch.Tensor
+
     def __init__(self):
         super().__init__()
         # Until a camera is given, the hand is in the middle of the picture.

@@ -11,6 +11,7 @@ Symbols: B batch, C channels of a picture (3 per frame), L instruction tokens.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ TOKENS = 16  # L: instructions are padded or cut to this many tokens
 IMAGE_TOKENS = 4  # of `KeypointVLM`: what the picture says, in so many words
 
 
-def words_of(instructions: dict[str, tuple[str, ...]]) -> list[str]:
+def words_of(instructions: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Every word of {task: wordings}, sorted."""
     return sorted(
         {w for texts in instructions.values() for t in texts for w in re.findall(r"[a-z]+", t)}
@@ -218,7 +219,7 @@ class ConvStem(nn.Sequential):
     @property
     def weight(self) -> torch.Tensor:
         """CLIP's embedding asks its patch embedding for the dtype of its weight."""
-        return self[0].weight
+        return self[0].get_parameter("weight")
 
 
 def small_llava(channels: int, size: int, width: int, layers: int, vocabulary: int = VOCABULARY):

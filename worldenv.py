@@ -49,6 +49,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
     reflector's verdict. Done slots rest.
     """
 
+    action_space: gymnasium.spaces.Box
+
     def __init__(
         self, simulator, reflector, starts: dict, num_envs: int, config: EnvConfig, seed: int = 0
     ):
@@ -59,7 +61,9 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         self.observation_space = gymnasium.vector.utils.batch_space(
             self.single_observation_space, num_envs
         )
-        self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+        self.action_space = gymnasium.vector.utils.batch_space(  # type: ignore[assignment]  # a Box
+            self.single_action_space, num_envs
+        )
         self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
         self.generator = torch.Generator().manual_seed(seed)
         self.imagined_frames = 0  # the ledger

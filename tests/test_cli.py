@@ -158,6 +158,7 @@ def test_options_of_train_reach_the_settings():
         ("train --nonsense", ["--nonsense", "train --help"]),
         ("train --seed x", ["--seed", "--help"]),
         ("train --preset huge", ["'huge'", "cpu, debug, notebook, gpu, paper or libero"]),
+        ("expert --suite=", ["expected one or more different tasks", "got none"]),
         ("train --tasks fly", ["'fly'", "expected", "drawer-open"]),
         ("train --tasks reach,reach", ["different"]),
         ("train --tasks ,", ["expected one or more"]),

@@ -521,7 +521,7 @@ def test_the_ledger_counts_what_an_iteration_really_costs():
             self.done = np.arange(8) >= count
             return self.observation
 
-        def reset(self, options):
+        def reset(self, seed=None, options=None):
             return self.begin(len(options["starts"])), {}
 
         def set_states(self, states):
@@ -658,9 +658,11 @@ def test_loop_takes_the_settings_of_where_it_plays(tmp_path, monkeypatch, rl_env
     save_part(run.checkpoint("sft"), Policy(config.policy), asdict(config.policy))
     seen = []
 
-    def loop(env, policy, draw, settings, seed, on_iteration):
+    def loop(env, policy, draw, settings, seed, on_iteration, keeper):
         seen.append(settings)
-        on_iteration(0, {"success": 0.0, "decisions": 1, "groups_with_spread": 0.0})
+        metrics = {"success": 0.0, "decisions": 1, "groups_with_spread": 0.0}
+        on_iteration(0, metrics)
+        return [metrics]
 
     nothing = {"real_episodes": 0, "real_steps": 0}
     real = SimpleNamespace(open=lambda: None, count=lambda: nothing)
@@ -686,7 +688,7 @@ def test_filtered_bc_imitates_demonstrations_and_successes(tmp_path, monkeypatch
     monkeypatch.setattr(train, "imitation_batches", lambda episodes, batch, seed: episodes)
     seen = []
 
-    def fit(part, episodes, settings, on_step):
+    def fit(part, episodes, settings, on_step, keeper):
         seen.append(([e.name for e in episodes], settings))
         assert torch.equal(part.mean_head.weight, sft.mean_head.weight)
         part.mean_head.weight.data += 1

@@ -264,6 +264,7 @@ def run_doctor(**variables) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.pinned
 def test_the_doctor_command_approves_this_environment(tmp_path):
     done = run_doctor(XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
