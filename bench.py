@@ -35,6 +35,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -118,15 +119,15 @@ def build(
     """The parts of a finished run, or untrained ones of its config, filled from the episodes."""
     torch.manual_seed(0)
     if run is not None:
-        parts = run.policy(), run.simulator(camera), run.reflector()
+        policy, simulator, reflector = run.policy(), run.simulator(camera), run.reflector()
     else:
         policy, reflector = Policy(config.policy), Reflector(config.reflector)
         policy.hand.look_through(camera)
         reflector.hand.look_through(camera)
         policy.set_state_statistics(np.concatenate([e.state for e in episodes]))
-        parts = policy, filled_simulator(config, episodes, camera), reflector
-    parts[2].threshold.fill_(NEVER)
-    return Parts(config, *(part.eval() for part in parts), episodes)
+        simulator = filled_simulator(config, episodes, camera)
+    reflector.threshold.fill_(NEVER)
+    return Parts(config, policy.eval(), simulator.eval(), reflector.eval(), episodes)
 
 
 def filled_simulator(config: RunConfig, episodes: list[Episode], camera: Camera) -> Simulator:
@@ -162,11 +163,11 @@ class Work:
     most: int = 100_000  # units that can be done in a row
 
 
-def alternate(works: dict, repeats: int, seconds: float) -> dict[object, list[float]]:
+def alternate(works: dict, repeats: int, seconds: float) -> dict[Any, list[float]]:
     """{name: Work} in turns, each as many units as take about `seconds`, after a round to warm up
     -> {name: its rate in every turn, in what the units count per second}."""
     units = {name: paced(work, seconds) for name, work in works.items()}
-    rates: dict[object, list[float]] = {name: [] for name in works}
+    rates: dict[Any, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
             rates[name].append(work.each * units[name] / work.do(units[name]))
@@ -337,7 +338,7 @@ def denoiser(parts: Parts, plan: Plan) -> dict:
                 unet(*arguments, **keywords)
 
     precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if computes_bf16() else {})
-    works = {}
+    works: dict[tuple, Work] = {}
     for name, dtype in precisions.items():
         for side in plan.matmul:
             products = matrix_products(side, dtype)
@@ -442,10 +443,10 @@ def growth(parts: Parts, plan: Plan) -> dict[str, dict]:
             "tasks": parts.world(factor * plan.of_a_task, plan.decisions),
         }
         worlds["tasks"].starts = {Start(name, 0): first for name in names[:factor]}
-        size = {"rollouts": plan.rollouts, "decisions": plan.decisions, "tasks": 1}
+        least = {"rollouts": plan.rollouts, "decisions": plan.decisions, "tasks": 1}
         for what, world in worlds.items():
             works[what, factor] = Work(clocked(partial(whole_rollouts, parts, world)), most=1)
-            sizes[what, factor] = factor * size[what]
+            sizes[what, factor] = factor * least[what]
     rates = alternate(works, plan.repeats, 0)
     result = {}
     for what in ("rollouts", "decisions", "tasks"):
@@ -503,7 +504,7 @@ def measure(config: RunConfig, run: Run | None, plan: Plan, say: Callable[[str],
             camera = envs[2].camera
         parts = build(config, episodes, camera, run)
         say("frames, imagined and real")
-        works = {
+        works: dict[tuple, Work] = {
             (batch, steps): imagined(parts, world, steps)
             for batch in plan.batches
             for world in [parts.world(batch)]

@@ -44,7 +44,7 @@ def checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -137,7 +137,8 @@ class Keeper:
         states = {"own": about, "main": state}
         states |= {name: thing.state() for name, thing in self.also.items()}
         if processes.is_main():
-            tensors, values = {}, {}
+            tensors: dict[str, torch.Tensor] = {}
+            values = {}
             for whose, content in states.items():
                 is_tensor = {what: isinstance(x, torch.Tensor) for what, x in content.items()}
                 tensors |= {f"{whose}/{k}": x for k, x in content.items() if is_tensor[k]}
@@ -158,7 +159,7 @@ class Keeper:
             torch.cuda.set_rng_state(about["random_cuda"])
         for name, thing in self.also.items():
             thing.set_state(self._states[name])
-        if "log" in about and processes.is_main():
+        if self.log is not None and "log" in about and processes.is_main():
             write_atomically(self.log, about["log"].encode())
         main, self._states = self._states["main"], {}  # no longer held in memory
         return main
@@ -183,7 +184,7 @@ def training_state(
 ) -> dict[str, torch.Tensor]:
     """Weights and buffers of a part, Adam's moments and counts, the averaged weights."""
     state = {f"part.{name}": tensor for name, tensor in part.state_dict().items()}
-    names = {parameter: name for name, parameter in part.named_parameters()}
+    names: dict[torch.Tensor, str] = {p: name for name, p in part.named_parameters()}
     for parameter, moments in optimizer.state.items():
         state |= {f"adam.{names[parameter]}.{kind}": x for kind, x in moments.items()}
     if average is not None:

@@ -177,8 +177,9 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         )
         state = torch.from_numpy(self._states[on])
         landmarks = None if self._landmarks is None else self._landmarks[on]
-        frames = torch.from_numpy(frames)
-        rewards = self.reflector.reward(frames, self._tokens[on], state, landmarks)
+        rewards = self.reflector.reward(
+            torch.from_numpy(frames), self._tokens[on], state, landmarks
+        )
         return rewards.cpu().numpy()
 
     # -- a dream can be continued from any of its moments, any number of times:
