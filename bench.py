@@ -268,7 +268,8 @@ def loop_update(parts: Parts) -> Work:
     drawn = np.random.default_rng(0).random(rollouts.returns.shape, dtype=np.float32)
     rollouts = replace(rollouts, returns=drawn)
     policy = copy.deepcopy(parts.policy)
-    optimizer = torch.optim.Adam(policy.parameter_groups(config.learning_rate, config.adapter_rate))
+    groups = policy.parameter_groups(config.learning_rate, config.adapter_rate)
+    optimizer = torch.optim.Adam(groups, fused=True)
 
     call = partial(update, policy, optimizer, rollouts, config, generator)
     rows = min(len(rollouts.member), config.decisions)

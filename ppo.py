@@ -519,7 +519,8 @@ def loop(
     G) gives the starts; on_iteration gets the metrics, and ends the training by returning True.
     keeper: writes the state after an iteration; where it has found one, the next one follows."""
     generator = torch.Generator()
-    optimizer = torch.optim.Adam(policy.parameter_groups(config.learning_rate, config.adapter_rate))
+    groups = policy.parameter_groups(config.learning_rate, config.adapter_rate)
+    optimizer = torch.optim.Adam(groups, fused=True)
     rollout = branch_rollouts if config.branch else plain_rollouts
     history: list[dict] = []
     ended = False

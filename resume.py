@@ -202,8 +202,7 @@ def set_training_state(
     for name, tensor in with_prefix(state, "adam.").items():
         name, _, kind = name.rpartition(".")
         parameter = parameters[name]
-        # Adam counts its steps on the processor.
-        optimizer.state[parameter][kind] = tensor if kind == "step" else tensor.to(parameter.device)
+        optimizer.state[parameter][kind] = tensor.to(parameter.device)
     if average is not None:
         for name, parameter in _trained(average).items():
             parameter.copy_(state[f"average.{name}"])
