@@ -82,12 +82,12 @@ class RunConfig:
     own_rollouts_after: float = 0.2  # share of the simulator's steps before its first own rollouts
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)
     reflector_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=700, learning_rate=1.5e-3, ema=0.99)
+        default_factory=lambda: FitConfig(steps=1400, learning_rate=1.5e-3, ema=0.99)
     )
     # The noise is that of LOOP in the real simulator. Noise that is held to the end of a branch is
     # an easier question to a dream, but taught the policy what a noisy hand does [measured here:
     # results/RECIPE.md].
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(iterations=12))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(iterations=8))
     real_loop: LoopConfig = field(default_factory=LoopConfig)  # with rl_env = "real"
     probes: int = 20  # real starts a task at which the gauge compares dream and reality; 0: never
     probe_every: int = 4  # iterations of LOOP between two of its looks
