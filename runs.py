@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import os
 import platform
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -29,8 +31,8 @@ from pathlib import Path
 
 import processes
 from camera import Camera
-from checkpoints import BadRun, first_difference, from_values, load_part
-from demos import write_atomically
+from checkpoints import BadRun, check_settings, first_difference, from_values, load_part
+from demos import parse_json, write_atomically
 from fit import FitConfig
 from latents import check_models
 from libero_tasks import CHUNK, LIBERO_SUITES, STEP_LIMIT, suite_of
@@ -387,10 +389,10 @@ def config_to_json(config: RunConfig) -> str:
     return json.dumps(asdict(config), indent=1)
 
 
-def config_from_json(text: str) -> RunConfig:
+def config_from_json(text: str | bytes) -> RunConfig:
     """Rebuild a RunConfig; raises BadRun for anything that is not one."""
     try:
-        return from_values(RunConfig, json.loads(text))
+        return from_values(RunConfig, parse_json(text))
     except (ValueError, TypeError, KeyError) as error:
         raise BadRun(
             f"config.json is not readable ({error}); start a new run with another --out"
@@ -411,6 +413,21 @@ def versions() -> str:
 # --------------------------------------------------------------------------------------- the folder
 
 
+def _read_stages(path: Path) -> dict[str, dict]:
+    """stages.json; BadRun where it is not what `Run.finish_stage` writes."""
+    try:
+        stages = parse_json(path.read_bytes())
+        for name, stage in stages.items():
+            numbers = [stage["seconds"], stage["peak_gib"], *stage["ledger"].values()]
+            if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+                raise ValueError(f"{name}: seconds, memory or ledger are no numbers")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise BadRun(
+            f"{path}: not readable ({error}); delete it to run every stage again"
+        ) from error
+    return stages
+
+
 class Run:
     """A run folder that is open for work; `device` is where its parts compute."""
 
@@ -419,12 +436,7 @@ class Run:
         self.stages: dict[str, dict] = {}
         path = self.folder / "stages.json"
         if path.is_file():
-            try:
-                self.stages = json.loads(path.read_text())
-            except ValueError as error:
-                raise BadRun(
-                    f"{path}: not readable ({error}); delete it to run every stage again"
-                ) from error
+            self.stages = _read_stages(path)
 
     @classmethod
     def create(cls, folder: Path, config: RunConfig, device: str = "cpu") -> Run:
@@ -433,7 +445,7 @@ class Run:
         folder = Path(folder)
         path = folder / "config.json"
         if path.is_file():
-            saved = config_from_json(path.read_text())
+            saved = config_from_json(path.read_bytes())
             if saved != config:
                 difference = first_difference(
                     *(json.loads(config_to_json(c)) for c in (saved, config))
@@ -458,7 +470,7 @@ class Run:
                 f"{folder}: not a run folder (no config.json); "
                 f"make one with: python cli.py train --out {folder}"
             )
-        return cls(Path(folder), config_from_json(path.read_text()))
+        return cls(Path(folder), config_from_json(path.read_bytes()))
 
     def finish_stage(self, name: str, seconds: float, cpu: float, result: dict) -> None:
         """Record a stage as done: what it gave, its seconds and its processor seconds (these, and
@@ -477,11 +489,16 @@ class Run:
         processes.wait()
 
     def log(self, **values) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl. Where a full disk or a kill cut the last one short, it
+        stays as it is, and ours begins on a line of its own."""
         if not processes.is_main():
             return
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
+        line = json.dumps({"time": round(time.time(), 2), **values}) + "\n"
+        with open(self.folder / "metrics.jsonl", "ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode())
 
     @property
     def episodes_folder(self) -> Path:
@@ -502,16 +519,22 @@ class Run:
 
     def policy(self, name: str = "policy") -> Policy:
         """The policy "sft", "filtered_bc" or "policy" (post-trained) from its checkpoint."""
+        description = asdict(self.config.policy)
+        check_settings(self.checkpoint(name), description)
         part = Policy(self.config.policy).to(self.device)
-        load_part(self.checkpoint(name), part, asdict(self.config.policy))
+        load_part(self.checkpoint(name), part, description)
         return part
 
     def simulator(self, camera: Camera) -> Simulator:
+        description = {"config": asdict(self.config.simulator), "camera": asdict(camera)}
+        check_settings(self.checkpoint("simulator"), description)
         part = Simulator(self.config.simulator, camera).to(self.device)
         load_part(self.checkpoint("simulator"), part, part.description())
         return part
 
     def reflector(self) -> Reflector:
+        description = {"config": asdict(self.config.reflector)}
+        check_settings(self.checkpoint("reflector"), description)
         part = Reflector(self.config.reflector).to(self.device)
         load_part(self.checkpoint("reflector"), part, part.description())
         return part
