@@ -99,6 +99,10 @@ def _worker(pipe, config: EnvConfig) -> None:
     except Exception:
         with contextlib.suppress(ConnectionError):
             pipe.send(traceback.format_exc())
+    finally:
+        # Python's own end would close the renderers one after the other, when parts of MuJoCo are
+        # gone already: a screenful of "Exception ignored" behind the one line that matters.
+        os._exit(0)
 
 
 class VecRealEnv(gymnasium.vector.VectorEnv):
@@ -283,3 +287,4 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
             process.join(timeout=5)
             if process.is_alive():
                 process.kill()
+                process.join()

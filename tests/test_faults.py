@@ -245,7 +245,7 @@ def test_loss_of_loop_that_is_no_number():
 
 
 @linux_only
-@pytest.mark.parametrize("fault", ["memory", "greedy"])
+@pytest.mark.parametrize("fault", ["memory", pytest.param("greedy", marks=pytest.mark.slow)])
 def test_memory_that_does_not_suffice(run, fault):
     """torch and numpy ask for more than the limit of the process."""
     child = Faulty(fault, run, "filtered_bc")
