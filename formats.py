@@ -192,9 +192,7 @@ def inside(folder: Path, template: str, **values) -> Path:
     return folder / path
 
 
-def parquet(
-    path: Path, columns: list[str], optional: tuple[str, ...] = (), most: int = MOST_ROWS
-):
+def parquet(path: Path, columns: list[str], optional: tuple[str, ...] = (), most: int = MOST_ROWS):
     """The named columns of a parquet file, at most so many rows, as an arrow table. Read bit by bit:
     a few bytes can stand for any number of equal rows."""
     arrow, arrow_parquet = package("pyarrow"), package("pyarrow.parquet")
@@ -379,9 +377,7 @@ def png(cell: dict | None, shape: tuple, where: str) -> np.ndarray:
     raise BadEpisodes(f"{where}: a picture of {got}; expected {shape} as in info.json; {ANEW}")
 
 
-def film(
-    path: Path, start: float, fps: float, at: list[int], shape: tuple
-) -> Iterator[np.ndarray]:
+def film(path: Path, start: float, fps: float, at: list[int], shape: tuple) -> Iterator[np.ndarray]:
     """Pictures number `at` (rising) of the episode that begins `start` seconds into a film.
 
     ffmpeg seeks to half a frame before, so that rounding cannot skip the first picture. It may read

@@ -270,6 +270,11 @@ def summarize_runs(results: Path) -> dict:
             dream,
             lambda r: _success(r, "policy", "reflector"),
         )
+    if (results / "fuzz.json").is_file():  # by tests/fuzz_count.py: a count, not a mean over seeds
+        fuzz = json.loads((results / "fuzz.json").read_text())
+        told = {name: fuzz[name] for name in ("command", "commit", "hardware")}
+        summary["fuzz_cases"] = {"value": fuzz["fuzz_cases"], "low": None, "high": None} | told
+        summary["fuzz_cases"]["n"] = len(fuzz["readers"])
     write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 

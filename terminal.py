@@ -51,7 +51,12 @@ FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 # How torch says it; numpy and Python raise MemoryError, the system ENOMEM.
-NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "Cannot allocate memory")
+NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "Cannot allocate memory",
+)
 LONGEST = 1000  # characters of a line: what was wrong may quote a file of any length
 
 

@@ -123,7 +123,21 @@ class Child:
 
 # ----------------------------------------------------------------------------------------- mutations
 
-LIES = [0, 1, 7, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1]
+LIES = [
+    0,
+    1,
+    7,
+    0x7F,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63 - 1,
+    2**64 - 1,
+]
 DEEP = 100_000
 ODD = [
     None, True, False, -1, 0, 1, 3.5, 1e308, -1e308, 10**30, 2**31, 2**63, 2**64, float("nan"),
@@ -151,9 +165,14 @@ def bytes_mutated(data: st.DataObject, raw: bytes) -> bytes:
             some = data.draw(st.binary(min_size=1, max_size=16))
             raw[at : at + len(some)] = some
         elif kind == "lie":
-            size, number = data.draw(st.sampled_from((1, 2, 4, 8))), data.draw(st.sampled_from(LIES))
+            size, number = (
+                data.draw(st.sampled_from((1, 2, 4, 8))),
+                data.draw(st.sampled_from(LIES)),
+            )
             number = min(number, 2 ** (8 * size) - 1)
-            raw[at : at + size] = number.to_bytes(size, data.draw(st.sampled_from(("little", "big"))))
+            raw[at : at + size] = number.to_bytes(
+                size, data.draw(st.sampled_from(("little", "big")))
+            )
         elif kind == "cut":
             del raw[at:]
         elif kind == "insert":
@@ -189,7 +208,9 @@ def json_mutated(data: st.DataObject, value):
         parent = value
         for key in path[:-1]:
             parent = parent[key]
-        kind = data.draw(st.sampled_from(("replace", "replace", "replace", "remove", "add", "grow")))
+        kind = data.draw(
+            st.sampled_from(("replace", "replace", "replace", "remove", "add", "grow"))
+        )
         if kind == "remove":
             del parent[path[-1]]
         elif kind == "add" and isinstance(parent, dict):
@@ -317,7 +338,9 @@ def spoil_checkpoint(data: st.DataObject, folder: Path) -> list[str]:
 
 
 def spoil_config(data: st.DataObject, folder: Path) -> list[str]:
-    name = data.draw(st.sampled_from(("config.json", "config.json", "stages.json", "metrics.jsonl")))
+    name = data.draw(
+        st.sampled_from(("config.json", "config.json", "stages.json", "metrics.jsonl"))
+    )
     path = folder / name
     if name == "metrics.jsonl":
         path.write_bytes(bytes_mutated(data, path.read_bytes()))
@@ -589,8 +612,10 @@ def spoil_words(data: st.DataObject, folder: Path) -> list[str]:
     shell = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
     surrogate = st.just("\udcff\udc80")
     word = st.sampled_from(OPTIONS) | st.sampled_from(WORDS) | st.sampled_from(WORDS) | shell
-    word |= surrogate | st.just("x" * 5000) | st.builds(
-        "{}={}".format, st.sampled_from(OPTIONS), st.sampled_from(WORDS)
+    word |= (
+        surrogate
+        | st.just("x" * 5000)
+        | st.builds("{}={}".format, st.sampled_from(OPTIONS), st.sampled_from(WORDS))
     )
     pair = st.tuples(st.sampled_from(OPTIONS), st.sampled_from(WORDS)).map(list)
     command = data.draw(st.sampled_from(COMMANDS)).split()
@@ -702,7 +727,10 @@ def fuzz(name: str, cases: int, number: int, folder: Path) -> dict:
         shutil.rmtree(spoiled, ignore_errors=True)
         shutil.copytree(healthy, spoiled)
         words = reader.spoil(data, spoiled)
-        before, size = tree(spoiled), sum(f.stat().st_size for f in spoiled.rglob("*") if f.is_file())
+        before, size = (
+            tree(spoiled),
+            sum(f.stat().st_size for f in spoiled.rglob("*") if f.is_file()),
+        )
         started = time.time()
         outcome, text, memory = child.ask(spoiled, words)
         seconds = time.time() - started

@@ -61,7 +61,16 @@ class Faulty:
     """The same command in a child with a fault."""
 
     def __init__(self, fault: str, folder: Path, until: str = "explore"):
-        command = [sys.executable, FAULTY, fault, "train", "--preset", "debug", "--out", str(folder)]
+        command = [
+            sys.executable,
+            FAULTY,
+            fault,
+            "train",
+            "--preset",
+            "debug",
+            "--out",
+            str(folder),
+        ]
         self.process = subprocess.Popen(
             [*command, "--until", until], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, env=os.environ | {"FAULT": fault},
@@ -260,7 +269,9 @@ def test_memory_that_does_not_suffice(run, fault):
         MemoryError(),
         MemoryError("Unable to allocate 50.9 TiB for an array"),
         OSError(12, "Cannot allocate memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: not enough memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: not enough memory"
+        ),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
     ],
 )

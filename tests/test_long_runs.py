@@ -40,7 +40,9 @@ def dream(folder: Path):
     simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
     run = runs.Run.create(folder, config)
     known = start_frames(episodes)
-    env = WorldEnv(simulator, Reflector(config.reflector).eval(), known, config.slots, config.env, 0)
+    env = WorldEnv(
+        simulator, Reflector(config.reflector).eval(), known, config.slots, config.env, 0
+    )
     draw = lambda iteration, groups: [list(known)[g % len(known)] for g in range(groups)]  # noqa: E731
     assert all(isinstance(start, Start) for start in known)
     return run, env, Policy(config.policy), draw
