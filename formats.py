@@ -46,7 +46,8 @@ CAMERA_KEY = "observation.images.image"
 OURS = "world_env"  # what only we write into a LeRobot folder; their readers pass over it
 ANEW = "fetch or export the data set anew"
 MOST_SIDE = 4096  # pixels of a picture
-# What a parquet file may unfold to beyond its own size, and its rows: numbers pack, pictures do not.
+# What a parquet file may unfold to beyond its own size, and its rows: numbers pack well, pictures
+# do not.
 MOST_BYTES, MOST_ROWS, MOST_EPISODES = 2**27, 10_000_000, 1_000_000
 
 
@@ -193,8 +194,8 @@ def inside(folder: Path, template: str, **values) -> Path:
 
 
 def parquet(path: Path, columns: list[str], optional: tuple[str, ...] = (), most: int = MOST_ROWS):
-    """The named columns of a parquet file, at most so many rows, as an arrow table. Read bit by bit:
-    a few bytes can stand for any number of equal rows."""
+    """The named columns of a parquet file, at most so many rows, as an arrow table. Read bit by
+    bit: a few bytes can stand for any number of equal rows."""
     arrow, arrow_parquet = package("pyarrow"), package("pyarrow.parquet")
     if not path.is_file():
         raise BadEpisodes(f"{path}: no such file; expected it in LeRobotDataset v3; {ANEW}")

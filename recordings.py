@@ -31,8 +31,8 @@ can stand for terabytes of zeros.
 from __future__ import annotations
 
 import importlib
-import re
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -41,7 +41,7 @@ HEARTBEAT = 30  # seconds between progress lines where no bar can be drawn (a lo
 # ------------------------------------------------------------------------------------------- errors
 
 # What goes wrong on a user's disk, as opposed to a mistake of ours. A file below a regular file is
-# ENOTDIR, a full disk ENOSPC, a quota EDQUOT or EFBIG, a disk that fails or went away EIO or ESTALE.
+# ENOTDIR, a full disk ENOSPC, a quota EDQUOT or EFBIG, one that fails or went away EIO, ESTALE.
 DISK_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
     errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EFBIG, errno.EIO,

@@ -1,4 +1,5 @@
-"""How many spoiled inputs each reader takes: `python tests/fuzz_count.py [CASES [SEED [READER...]]]`.
+"""How many spoiled inputs each reader takes: `python tests/fuzz_count.py CASES SEED READER...`, by
+default 1000 of seed 0 for all.
 
 Writes results/fuzz.json: for each reader the cases that passed (fuzzing.py says what that means),
 how many of them were read and how many refused, the longest one in seconds and the most memory in
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 for place in (ROOT, ROOT / "tests"):
     sys.path.insert(0, str(place))
 
-import fuzzing
+import fuzzing  # noqa: E402 (needs the path)
 
 OUT = ROOT / "results" / "fuzz.json"
 

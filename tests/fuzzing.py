@@ -121,7 +121,7 @@ class Child:
             self.process = None
 
 
-# ----------------------------------------------------------------------------------------- mutations
+# ---------------------------------------------------------------------------------------- mutations
 
 LIES = [
     0,
@@ -532,7 +532,7 @@ def odd_column(data: st.DataObject, arrow, count: int):
 
 
 def table_mutated(data: st.DataObject, path: Path) -> None:
-    """A parquet file, written anew with a column replaced, removed or renamed, or with other rows."""
+    """A parquet file, written anew: a column replaced, removed or renamed, or other rows."""
     import pyarrow as arrow
     import pyarrow.parquet as arrow_parquet
 
@@ -582,21 +582,125 @@ COMMANDS = (
     "compare", "config", "demos collect", "demos load", "demos inspect", "demos export", "doctor",
     "demos", "", "nonsense", *["play"] * (importlib.util.find_spec("nicegui") is not None),
 )  # fmt: skip
-OPTIONS = (
-    "--demos --preset --tasks --suite --seed --out --env --device --iterations --rounds --starts "
-    "--plain --stop-rule --until --pretrained --simulator-models --task --actions --policy --split "
-    "--termination --json --host --port --size --chunk --horizon --recorded --upside-down --film "
-    "--upright --mirrored --image --instruction --fps --video --seeds --methods --help --nonsense "
-    "-x -- --no-browser --ensure-renderer"
-).split()
-WORDS = (
-    "0 1 -1 2 5 64 63 100 99 1e3 1.5 nan inf 0x10 9999999999999999999999 -99999999999999999999 cpu "
-    "cuda cuda:99 mps toaster debug gpu paper libero notebook dream real novelty sft rl evaluate "
-    "reach reach,push reach,reach , coffee-push handle-press metaworld libero_object libero_10 run "
-    "good missing file file/x good/episode_00000.safetensors /proc/new .. . / test dev train oracle "
-    "none reflector expert before after gif mp4 autoencoder=missing autoencoder= unet=,clip=x = a/b "
-    "0,1 0,,1 dream,sft null"
-).split()
+OPTIONS = [
+    "--demos",
+    "--preset",
+    "--tasks",
+    "--suite",
+    "--seed",
+    "--out",
+    "--env",
+    "--device",
+    "--iterations",
+    "--rounds",
+    "--starts",
+    "--plain",
+    "--stop-rule",
+    "--until",
+    "--pretrained",
+    "--simulator-models",
+    "--task",
+    "--actions",
+    "--policy",
+    "--split",
+    "--termination",
+    "--json",
+    "--host",
+    "--port",
+    "--size",
+    "--chunk",
+    "--horizon",
+    "--recorded",
+    "--upside-down",
+    "--film",
+    "--upright",
+    "--mirrored",
+    "--image",
+    "--instruction",
+    "--fps",
+    "--video",
+    "--seeds",
+    "--methods",
+    "--help",
+    "--nonsense",
+    "-x",
+    "--",
+    "--no-browser",
+    "--ensure-renderer",
+]  # noqa: SIM905 (a list of that many would fill a page)
+WORDS = [
+    "0",
+    "1",
+    "-1",
+    "2",
+    "5",
+    "64",
+    "63",
+    "100",
+    "99",
+    "1e3",
+    "1.5",
+    "nan",
+    "inf",
+    "0x10",
+    "9999999999999999999999",
+    "-99999999999999999999",
+    "cpu",
+    "cuda",
+    "cuda:99",
+    "mps",
+    "toaster",
+    "debug",
+    "gpu",
+    "paper",
+    "libero",
+    "notebook",
+    "dream",
+    "real",
+    "novelty",
+    "sft",
+    "rl",
+    "evaluate",
+    "reach",
+    "reach,push",
+    "reach,reach",
+    ",",
+    "coffee-push",
+    "handle-press",
+    "metaworld",
+    "libero_object",
+    "libero_10",
+    "run",
+    "good",
+    "missing",
+    "file",
+    "file/x",
+    "good/episode_00000.safetensors",
+    "/proc/new",
+    "..",
+    ".",
+    "/",
+    "test",
+    "dev",
+    "train",
+    "none",
+    "oracle",
+    "reflector",
+    "expert",
+    "before",
+    "after",
+    "gif",
+    "mp4",
+    "autoencoder=missing",
+    "autoencoder=",
+    "unet=,clip=x",
+    "=",
+    "a/b",
+    "0,1",
+    "0,,1",
+    "dream,sft",
+    "null",
+]  # noqa: SIM905
 
 
 def make_work(folder: Path) -> None:

@@ -1,5 +1,5 @@
-"""What breaks in the middle of a run, each fault really caused: one clear line, exit code 2, what is
-finished stays, and the same command goes on.
+"""What breaks in the middle of a run, each fault really caused: one clear line, exit code 2, what
+is finished stays, and the same command goes on.
 
 A run of the debug preset has its demonstrations and its SFT policy. Copies of it are continued by
 the real command in a child process (faulty.py), and the fault comes while it explores or imitates.
@@ -106,7 +106,7 @@ def assert_resumes(folder: Path, until: str = "explore") -> None:
     assert until in runs.Run.open(folder).stages
 
 
-# ------------------------------------------------------------------------------------------ the disk
+# ----------------------------------------------------------------------------------------- the disk
 
 
 @contextmanager
