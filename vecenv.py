@@ -288,3 +288,5 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
             if process.is_alive():
                 process.kill()
                 process.join()
+        for pipe in self._pipes:
+            pipe.close()

@@ -423,6 +423,7 @@ def replaced_in_hdf5(data: st.DataObject, file) -> None:
     names = ["actions", "rewards", "dones", "obs", *(f"obs/{name}" for name in demo["obs"])]
     name = data.draw(st.sampled_from(names))
     shape = demo[name].shape if name != "obs" else (STEPS,)
+    shape = shape if np.prod(shape or (0,), dtype=float) < 1e6 else (STEPS,)  # of an earlier change
     del demo[name]
     kinds = ("huge", "huge chunks", "outside", "soft", "self", "raw", "virtual", "text", "compound")
     kinds += ("empty", "scalar", "odd values", "odd shape", "odd type", "ragged", "group", "gone")
