@@ -231,15 +231,16 @@ def numbers(table, name: str, where: str) -> np.ndarray:
         raise BadEpisodes(f"{where}: {name} is not numeric ({error}); {ANEW}") from error
 
 
-def lerobot_tasks(folder: Path) -> dict[int, str]:
-    """task_index -> instruction. The sentence is the index of a pandas table, which parquet keeps
+def lerobot_tasks(folder: Path) -> dict[str, str]:
+    """task_index, as a word (damage makes anything of a number), -> instruction. The sentence is the index of a pandas table, which parquet keeps
     as a column `task`, or `__index_level_0__` where the index had no name."""
     path = folder / "meta" / "tasks.parquet"
     table = parquet(path, ["task_index"], ("task", "__index_level_0__"))
     names = [name for name in table.column_names if name != "task_index"]
     if not names:
         raise BadEpisodes(f"{path}: no column task; expected the instructions; {ANEW}")
-    return dict(zip(table["task_index"].to_pylist(), map(str, table[names[0]].to_pylist())))
+    columns = (map(str, table[name].to_pylist()) for name in ("task_index", names[0]))
+    return dict(zip(*columns))
 
 
 def lerobot_camera(folder: Path, info: dict, how: Recording) -> str:
@@ -308,7 +309,7 @@ def read_lerobot(
                 "recordings; do not use this data set"
             )
         frames = picture_source(folder, info, camera, row, rows)
-        text = how.instruction or tasks.get(rows["task_index"][0].as_py())
+        text = how.instruction or tasks.get(str(rows["task_index"][0].as_py()))
         if text is None:
             raise BadEpisodes(f"{where}: its task is not in meta/tasks.parquet; {ANEW}")
         yield lerobot_episode(where, rows, frames, text, row, how, ours)
