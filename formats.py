@@ -216,7 +216,7 @@ def parquet(path: Path, columns: list[str], optional: tuple[str, ...] = (), most
             if not batches:
                 return file.schema_arrow.empty_table().select(wanted)
             return arrow.Table.from_batches(batches).combine_chunks()
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError) as error:  # also names that are no UTF-8
         raise BadEpisodes(f"{path}: not readable ({error}); {ANEW}") from error
     raise BadEpisodes(
         f"{path}: no column {', '.join(missing)}; expected it beside {', '.join(there)}; {ANEW}"
@@ -232,8 +232,9 @@ def numbers(table, name: str, where: str) -> np.ndarray:
 
 
 def lerobot_tasks(folder: Path) -> dict[str, str]:
-    """task_index, as a word (damage makes anything of a number), -> instruction. The sentence is the index of a pandas table, which parquet keeps
-    as a column `task`, or `__index_level_0__` where the index had no name."""
+    """task_index -> instruction, the index as text: damage makes anything of a number. The sentence
+    is the index of a pandas table, which parquet keeps as a column `task`, or `__index_level_0__`
+    where the index had no name."""
     path = folder / "meta" / "tasks.parquet"
     table = parquet(path, ["task_index"], ("task", "__index_level_0__"))
     names = [name for name in table.column_names if name != "task_index"]
