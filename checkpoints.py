@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import nn
 
 import processes
+from demos import parse_json
 from policy import Policy, PolicyConfig
 from resume import read_tensors, write_tensors
 
@@ -35,26 +37,45 @@ def save_part(path: Path, part: nn.Module, description: dict) -> None:
 def load_part(path: Path, part: nn.Module, description: dict) -> None:
     """Read weights into `part`; raises BadRun when the file is missing,
     damaged or of other settings."""
-    if not path.is_file():
-        raise BadRun(f"{path}: no such checkpoint; train it first: python cli.py train")
+    check_settings(path, description)
     try:
-        tensors, text = read_tensors(path)
-        saved = json.loads(text)
+        tensors, _ = read_tensors(path)
     except (ValueError, OSError) as error:
         raise BadRun(
             f"{path}: damaged or truncated ({error}); delete it and train again"
         ) from error
-    expected = json.loads(json.dumps(used(description)))
-    if saved != expected:
-        raise BadRun(
-            f"{path}: made with other settings than this run's "
-            f"({first_difference(saved, expected)})"
-        )
     try:
         part.load_state_dict(tensors)
     except RuntimeError as error:
         raise BadRun(f"{path}: weights do not fit the model; delete it and train again") from error
     part.eval()
+
+
+def read_settings(path: Path):
+    """The settings in a checkpoint's header, None where it has none; BadRun where the file is
+    missing or damaged. No weight is read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise BadRun(f"{path}: no such checkpoint; train it first: python cli.py train")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return parse_json((file.metadata() or {}).get("description", "null"))
+    except (SafetensorError, ValueError) as error:
+        raise BadRun(
+            f"{path}: damaged or truncated ({error}); delete it and train again"
+        ) from error
+
+
+def check_settings(path: Path, description: dict) -> None:
+    """BadRun where a checkpoint is not of these settings. To be asked before the part is built:
+    settings that were spoiled may ask for any amount of memory."""
+    saved, expected = read_settings(path), json.loads(json.dumps(used(description)))
+    if saved != expected:
+        raise BadRun(
+            f"{path}: made with other settings than this run's "
+            f"({first_difference(saved, expected)})"
+        )
 
 
 def used(description: dict) -> dict:
@@ -80,24 +101,42 @@ def export_policy(policy: Policy, folder: Path | str) -> None:
 
 def exported_policy(folder: Path | str) -> Policy:
     """The policy that `export_policy` wrote to `folder`, which may have been moved since."""
-    from safetensors import safe_open
-
     path = Path(folder) / "policy.safetensors"
     if not path.is_file():
         raise BadRun(f"{path}: no such file; expected a folder that export_policy wrote")
-    with safe_open(path, framework="pt") as file:
-        description = json.loads(file.metadata()["description"])
-    config = from_values(PolicyConfig, description)
-    moved = replace(config.pretrained, checkpoint=str(folder))
-    policy = Policy(replace(config, pretrained=moved))
+    description = read_settings(path)
+    try:
+        config = from_values(PolicyConfig, description)
+        config = replace(config, pretrained=replace(config.pretrained, checkpoint=str(folder)))
+        _check_sizes(path, config)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadRun(
+            f"{path}: not settings of a policy ({error}); expected a folder that export_policy "
+            "wrote; write it again"
+        ) from error
+    policy = Policy(config)
     load_part(path, policy, description)
     return policy
+
+
+def _check_sizes(path: Path, config: PolicyConfig) -> None:
+    """ValueError or KeyError where an exported policy's settings ask for other sizes than its
+    weights have: they would be built before the weights are looked at."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    robot, tokens = config.robot, config.chunk * config.robot.action_dim
+    there = [shapes["backbone.placeholders"][:1], shapes["mean_head.weight"], shapes["state_mean"]]
+    asked = [[tokens], [robot.action_dim, config.hidden], [robot.state_dim]]
+    if there != asked:
+        raise ValueError(f"weights of {there}, settings of {shown(asked)}")
 
 
 def first_difference(saved, expected) -> str:
     """Where two settings read from JSON are not the same: "name: name: saved 1, expected 2"."""
     if not isinstance(saved, dict) or not isinstance(expected, dict):
-        return f"saved {saved}, expected {expected}"
+        return f"saved {shown(saved)}, expected {shown(expected)}"
     for name in expected:
         if saved.get(name) != expected[name]:
             return f"{name}: " + first_difference(saved.get(name), expected[name])
@@ -106,14 +145,39 @@ def first_difference(saved, expected) -> str:
 
 def from_values(kind, values: dict):
     """The dataclass `kind`, and those inside it, from what `asdict` made of it; ValueError for a
-    setting that it does not have."""
-    parts = {f.name: type(getattr(kind(), f.name)) for f in dataclasses.fields(kind)}
+    setting that it does not have, and for a value of another type than the default's."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__}: got {shown(values)}, expected settings by name")
+    default = kind()
+    names = {field.name for field in dataclasses.fields(kind)}
     built = {}
     for name, value in values.items():
-        if name not in parts:
-            raise ValueError(f"unknown setting {name!r}")
-        if dataclasses.is_dataclass(parts[name]):
-            built[name] = from_values(parts[name], value)
+        if name not in names:
+            raise ValueError(f"unknown setting {shown(name)}")
+        usual = getattr(default, name)
+        if dataclasses.is_dataclass(usual):
+            built[name] = from_values(type(usual), value)
+        elif isinstance(usual, tuple):
+            several = isinstance(value, list) and all(same_type(v, usual[0]) for v in value)
+            if not several:
+                raise ValueError(f"{name}: got {shown(value)}, expected a list as {list(usual)}")
+            built[name] = tuple(value)
+        elif same_type(value, usual):
+            built[name] = value
         else:
-            built[name] = tuple(value) if parts[name] is tuple else value
+            raise ValueError(f"{name}: got {shown(value)}, expected a value as {usual!r}")
     return kind(**built)
+
+
+def same_type(value, usual) -> bool:
+    """Whether a value from JSON can stand where `usual` does: a whole number may be a float's."""
+    if isinstance(usual, float):
+        whole_or_not = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return whole_or_not and abs(value) <= sys.float_info.max  # no infinity, no NaN
+    return type(value) is type(usual)
+
+
+def shown(value) -> str:
+    """A value as an error shows it: what was read may be of any length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]} ..."

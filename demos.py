@@ -211,6 +211,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+LONGEST_JSON = 2**25  # characters; parsed it takes twenty times as much
+
+
+def parse_json(text: str | bytes):
+    """What JSON says; ValueError where it is none, is longer than any of ours, or nested so deeply
+    that Python gives up."""
+    if len(text) > LONGEST_JSON:
+        raise ValueError(f"{len(text)} characters, expected at most {LONGEST_JSON}")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def save(
     folder: Path,
     episodes: list[Episode],
@@ -224,7 +238,7 @@ def save(
     from safetensors.numpy import save as to_bytes
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # not those above it: a run folder that vanished stays away
     about = played_by(config.robot, config, camera)
     if robot not in (None, config.robot.name):
         dims = {
@@ -296,7 +310,7 @@ def _read_description(folder: Path, expected: EnvConfig | None) -> Description:
             "(python cli.py demos collect; data sets of others: demos load SOURCE --out FOLDER)"
         )
     try:
-        description = json.loads(path.read_text())
+        description = parse_json(path.read_bytes())
         if description["format"] != FORMAT:
             raise BadEpisodes(
                 f"{path}: format {description['format']!r}, expected {FORMAT}; "

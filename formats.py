@@ -17,7 +17,7 @@ Legend: N rows of an episode, K, A, S, H, W as in tasks.py.
 from __future__ import annotations
 
 import io
-import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,13 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from demos import BadEpisodes, Description, Episode, camera_from, env_from
+from demos import BadEpisodes, Description, Episode, camera_from, env_from, parse_json
 from recordings import (
     CONVENTIONS,
     RECORDED,
     Recording,
     package,
     read_hdf5,
+    room,
     success_flags,
     to_episode,
 )
@@ -45,6 +46,10 @@ EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 CAMERA_KEY = "observation.images.image"
 OURS = "world_env"  # what only we write into a LeRobot folder; their readers pass over it
 ANEW = "fetch or export the data set anew"
+MOST_SIDE = 4096  # pixels of a picture
+# What a parquet file may unfold to beyond its own size, and its rows: numbers pack well, pictures
+# do not.
+MOST_BYTES, MOST_ROWS, MOST_EPISODES = 2**27, 10_000_000, 1_000_000
 
 
 def kind_of(source: Path) -> str | None:
@@ -88,10 +93,11 @@ def read(source: Path, **given) -> tuple[list[Episode], Description]:
         raise ValueError(f"recorded: got {how.recorded!r}; expected one of {', '.join(RECORDED)}")
     EnvConfig(how.size, how.chunk)  # complains of impossible values before anything is read
     if kind == "hdf5":
-        episodes, robot = list(read_hdf5(hdf5_files(source), how)), "hdf5"
+        files, robot = hdf5_files(source), "hdf5"
+        episodes = within(room(files), source, read_hdf5(files, how))
     else:
-        episodes = list(read_lerobot(source, how, ours))
-        robot = f"lerobot:{lerobot_info(source).get('robot_type')}"
+        files, robot = list(source.rglob("*")), f"lerobot:{lerobot_info(source).get('robot_type')}"
+        episodes = within(room(files), source, read_lerobot(source, how, ours, room(files)))
     if ours is not None:
         return episodes, ours
     dims = {(e.state.shape[-1], e.action.shape[-1]) for e in episodes}
@@ -104,6 +110,20 @@ def read(source: Path, **given) -> tuple[list[Episode], Description]:
     return episodes, Description(env, None, robot, *dims.pop())
 
 
+def within(most: int, source: Path, found: Iterator[Episode]) -> list[Episode]:
+    """The episodes, as long as their pictures together take at most `most` bytes."""
+    episodes = []
+    for episode in found:
+        most -= episode.image.nbytes
+        if most < 0:
+            raise BadEpisodes(
+                f"{source}: its pictures unfold to far more than its files have; expected "
+                "recordings; convert some of them, or choose a smaller --size"
+            )
+        episodes.append(episode)
+    return episodes
+
+
 # ------------------------------------------------------------------------------- LeRobotDataset v3
 
 
@@ -111,10 +131,14 @@ def lerobot_info(folder: Path) -> dict:
     """meta/info.json, checked as far as this file relies on it."""
     path = folder / "meta" / "info.json"
     try:
-        info = json.loads(path.read_text())
+        info = parse_json(path.read_bytes())
         version, features = str(info["codebase_version"]), dict(info["features"])
         for name in features:  # both are relied on below
-            features[name]["dtype"], len(features[name]["shape"])
+            kind, shape = features[name]["dtype"], features[name]["shape"]
+            if not all(type(side) is int for side in shape):
+                raise ValueError(f"{name} has the shape {shape!r:.80}")
+            if kind in ("image", "video") and max(shape, default=0) > MOST_SIDE:
+                raise ValueError(f"{name} has more than {MOST_SIDE} pixels a side")
         fps = float(info["fps"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadEpisodes(f"{path}: not readable ({error!r}); {ANEW}") from error
@@ -170,18 +194,30 @@ def inside(folder: Path, template: str, **values) -> Path:
     return folder / path
 
 
-def parquet(path: Path, columns: list[str], optional: tuple[str, ...] = ()):
-    """The named columns of a parquet file as an arrow table."""
+def parquet(path: Path, columns: list[str], optional: tuple[str, ...] = (), most: int = MOST_ROWS):
+    """The named columns of a parquet file, at most so many rows, as an arrow table. Read bit by
+    bit: a few bytes can stand for any number of equal rows."""
     arrow, arrow_parquet = package("pyarrow"), package("pyarrow.parquet")
     if not path.is_file():
         raise BadEpisodes(f"{path}: no such file; expected it in LeRobotDataset v3; {ANEW}")
     try:
         there = arrow_parquet.read_schema(path).names
+        if len(set(there)) < len(there):
+            raise OSError("two columns of one name")
         missing = [name for name in columns if name not in there]
         if not missing:
             wanted = columns + [name for name in optional if name in there]
-            return arrow_parquet.ParquetFile(path).read(wanted)
-    except (arrow.ArrowException, OSError) as error:
+            file, batches = arrow_parquet.ParquetFile(path), []
+            left = MOST_BYTES + path.stat().st_size
+            for batch in file.iter_batches(64, columns=wanted):
+                left, most = left - batch.nbytes, most - len(batch)
+                if left < 0 or most < 0:
+                    raise OSError("it unfolds to far more than its size")
+                batches.append(batch)
+            if not batches:
+                return file.schema_arrow.empty_table().select(wanted)
+            return arrow.Table.from_batches(batches).combine_chunks()
+    except (arrow.ArrowException, OSError, ValueError) as error:  # also names that are no UTF-8
         raise BadEpisodes(f"{path}: not readable ({error}); {ANEW}") from error
     raise BadEpisodes(
         f"{path}: no column {', '.join(missing)}; expected it beside {', '.join(there)}; {ANEW}"
@@ -196,15 +232,17 @@ def numbers(table, name: str, where: str) -> np.ndarray:
         raise BadEpisodes(f"{where}: {name} is not numeric ({error}); {ANEW}") from error
 
 
-def lerobot_tasks(folder: Path) -> dict[int, str]:
-    """task_index -> instruction. The sentence is the index of a pandas table, which parquet keeps
-    as a column `task`, or `__index_level_0__` where the index had no name."""
+def lerobot_tasks(folder: Path) -> dict[str, str]:
+    """task_index -> instruction, the index as text: damage makes anything of a number. The sentence
+    is the index of a pandas table, which parquet keeps as a column `task`, or `__index_level_0__`
+    where the index had no name."""
     path = folder / "meta" / "tasks.parquet"
     table = parquet(path, ["task_index"], ("task", "__index_level_0__"))
     names = [name for name in table.column_names if name != "task_index"]
     if not names:
         raise BadEpisodes(f"{path}: no column task; expected the instructions; {ANEW}")
-    return dict(zip(table["task_index"].to_pylist(), map(str, table[names[0]].to_pylist())))
+    columns = (map(str, table[name].to_pylist()) for name in ("task_index", names[0]))
+    return dict(zip(*columns))
 
 
 def lerobot_camera(folder: Path, info: dict, how: Recording) -> str:
@@ -227,7 +265,8 @@ def lerobot_episodes(folder: Path, video: str) -> list[dict]:
         columns += [f"videos/{video}/from_timestamp"]
     optional = tuple(f"{OURS}/{name}" for name in ("task", "seed", "source", "start_success"))
     files = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
-    rows = [row for path in files for row in parquet(path, columns, optional).to_pylist()]
+    tables = [parquet(path, columns, optional, MOST_EPISODES) for path in files]
+    rows = [row for table in tables for row in table.to_pylist()]
     if not rows or any(row[name] is None for row in rows for name in columns):
         raise BadEpisodes(
             f"{folder / 'meta' / 'episodes'}: no episodes, or incomplete ones; expected "
@@ -243,10 +282,13 @@ def lerobot_episodes(folder: Path, video: str) -> list[dict]:
     return sorted(rows, key=lambda row: row["episode_index"])
 
 
-def read_lerobot(folder: Path, how: Recording, ours: Description | None) -> Iterator[Episode]:
+def read_lerobot(
+    folder: Path, how: Recording, ours: Description | None, left: int
+) -> Iterator[Episode]:
     """The episodes of a LeRobotDataset v3 folder.
 
-    ours: of an export of ours, whose rows are decisions, their K actions side by side."""
+    ours: of an export of ours, whose rows are decisions, their K actions side by side.
+    left: bytes that its pictures may take, all together and as they are in the source."""
     info = lerobot_info(folder)
     camera = lerobot_camera(folder, info, how)
     video = camera if info["features"][camera]["dtype"] == "video" else ""
@@ -262,8 +304,14 @@ def read_lerobot(folder: Path, how: Recording, ours: Description | None) -> Iter
             table = parquet(path, columns + [camera] * (not video), optional)
             loaded = path
         rows = rows_of(table, row, f"{where}, {path}")
+        left -= len(rows) * math.prod(info["features"][camera]["shape"])
+        if left < 0:
+            raise BadEpisodes(
+                f"{where}: its pictures unfold to far more than the files have; expected "
+                "recordings; do not use this data set"
+            )
         frames = picture_source(folder, info, camera, row, rows)
-        text = how.instruction or tasks.get(rows["task_index"][0].as_py())
+        text = how.instruction or tasks.get(str(rows["task_index"][0].as_py()))
         if text is None:
             raise BadEpisodes(f"{where}: its task is not in meta/tasks.parquet; {ANEW}")
         yield lerobot_episode(where, rows, frames, text, row, how, ours)
@@ -310,11 +358,11 @@ def picture_source(folder: Path, info: dict, camera: str, row: dict, rows):
     shape = tuple(feature["shape"])
     if feature["dtype"] == "image":
         cells = rows[camera]
-        return lambda at: [png(cells[n].as_py(), shape, f"{folder}: {camera}") for n in at]
+        return lambda at: (png(cells[n].as_py(), shape, f"{folder}: {camera}") for n in at)
     indices = {name: row[f"videos/{camera}/{name}"] for name in ("chunk_index", "file_index")}
     path = inside(folder, info.get("video_path") or VIDEO_PATH, video_key=camera, **indices)
     start, fps = row[f"videos/{camera}/from_timestamp"], float(info["fps"])
-    return lambda at: film(path, start, fps, at)
+    return lambda at: film(path, start, fps, at, shape)
 
 
 def png(cell: Any, shape: tuple, where: str) -> np.ndarray:
@@ -327,12 +375,14 @@ def png(cell: Any, shape: tuple, where: str) -> np.ndarray:
             got = (picture.height, picture.width, 3)
             if got in (shape, (*shape[1:], 3)):  # some data sets give channels first
                 return np.asarray(picture.convert("RGB"))
-    except (OSError, KeyError, TypeError, ValueError, SyntaxError) as error:
+    except (
+        OSError, KeyError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError
+    ) as error:  # fmt: skip
         raise BadEpisodes(f"{where}: a picture is not readable ({error}); {ANEW}") from error
     raise BadEpisodes(f"{where}: a picture of {got}; expected {shape} as in info.json; {ANEW}")
 
 
-def film(path: Path, start: float, fps: float, at: list[int]) -> list[np.ndarray]:
+def film(path: Path, start: float, fps: float, at: list[int], shape: tuple) -> Iterator[np.ndarray]:
     """Pictures number `at` (rising) of the episode that begins `start` seconds into a film.
 
     ffmpeg seeks to half a frame before, so that rounding cannot skip the first picture. It may read
@@ -344,18 +394,20 @@ def film(path: Path, start: float, fps: float, at: list[int]) -> list[np.ndarray
     seek = ["-f", "mp4", "-protocol_whitelist", "file"]
     seek += ["-ss", f"{max(0.0, start - 0.5 / fps):.6f}"]
     only = ["-frames:v", str(at[-1] + 1), "-fps_mode", "passthrough"]
-    found = {}
+    found = 0
     try:
         reader = read_frames(str(path.absolute()), "rgb24", input_params=seek, output_params=only)
         width, height = next(reader)["size"]
+        if (height, width, 3) not in (shape, (*shape[1:], 3)):
+            raise OSError(f"pictures of {height} x {width}, {shape} in info.json")
         for number, data in enumerate(reader):
             if number in at:
-                found[number] = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+                found += 1
+                yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
     except (OSError, RuntimeError, KeyError, StopIteration) as error:
         cause = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise BadEpisodes(f"{path}: not readable as a film ({cause[0]}); {ANEW}") from error
-    if len(found) < len(at):
+    if found < len(at):
         raise BadEpisodes(
-            f"{path}: the film ends early, {len(found)} of {len(at)} pictures found; {ANEW}"
+            f"{path}: the film ends early, {found} of {len(at)} pictures found; {ANEW}"
         )
-    return [found[number] for number in at]

@@ -469,8 +469,13 @@ def update(
             loss, info = minibatch_loss(policy, rollouts, advantage, own, config)
             optimizer.zero_grad(set_to_none=True)
             (weight * loss).backward()
-            info = {name: weight * x for name, x in info.items()}
+            info = {name: weight * x for name, x in {"loss": loss.item(), **info}.items()}
             infos.append(processes.add_up(trained, info))
+            if not math.isfinite(infos[-1]["loss"]):  # a step with it would spoil every weight
+                raise FloatingPointError(
+                    f"LOOP: the loss is {infos[-1]['loss']}; expected a number; lower the learning "
+                    "rate, then run the same command again to resume"
+                )
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
         if (

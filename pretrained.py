@@ -219,7 +219,12 @@ def weight_files(folder: Path, name: str = "model") -> list[Path]:
     """The safetensors of a checkpoint, in one file or listed in an index; all of them exist.
     name: "model" in the files of transformers, "diffusion_pytorch_model" in those of diffusers."""
     index = folder / f"{name}.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else []
+    names = weight_map(index) if index.is_file() else []
+    if any(Path(file).name != file for file in names):
+        raise BadCheckpoint(
+            f"{index}: names {', '.join(names)}; expected files of this folder; do not "
+            "use this checkpoint"
+        )
     files = [folder / file for file in names or [f"{name}.safetensors"]]
     for path in files:
         if not path.is_file():
@@ -228,6 +233,16 @@ def weight_files(folder: Path, name: str = "model") -> list[Path]:
                 "run code and are not read); download them again, or convert them"
             )
     return files
+
+
+def weight_map(index: Path) -> list:
+    """The files that an index names, each once; BadCheckpoint where it is no index."""
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict):
+        raise BadCheckpoint(
+            f"{index}: no weight_map in it; expected the file of every weight; download it again"
+        )
+    return sorted(set(map(str, named.values())))
 
 
 def memory_needed(files: list[Path], bf16: bool) -> int:
@@ -251,11 +266,14 @@ def memory_needed(files: list[Path], bf16: bool) -> int:
 def read_json(path: Path) -> dict:
     """The content of one of a checkpoint's files; BadCheckpoint if it is damaged."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise BadCheckpoint(
             f"{path}: not readable ({error}); expected JSON; download it again"
         ) from error
+    if not isinstance(content, dict):
+        raise BadCheckpoint(f"{path}: no settings by name; expected JSON; download it again")
+    return content
 
 
 def load(folder: Path, bf16: bool):

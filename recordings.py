@@ -24,13 +24,16 @@ LIBERO are turned by 180 degrees instead: upright, but mirrored. `mirrored` reve
 
 Legend: N observations of a source, M = N - 1 actions between them, T decisions, K, A, S, H, W as in
 tasks.py. Files are read as plain numbers and pictures: no pickle, and no path outside the source.
+What they claim to hold is compared with their own size before it is unpacked (`room`): a few bytes
+can stand for terabytes of zeros.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +51,19 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
 # Names in HDF5 files: LIBERO's first, then robomimic's. The state of LIBERO is the 8-D one that
 # OpenVLA uses: position in metres, axis-angle in radians, the two fingers in metres.
 HDF5_IMAGES = ("agentview_rgb", "agentview_image")
+# What h5py raises for damage, by where it meets it.
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 HDF5_STATES = (
     ("ee_pos", "ee_ori", "gripper_states"),
     ("ee_states", "gripper_states"),
     ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"),
 )
+
+
+# No array of numbers of one demonstration takes more than that, packed or not: 10^5 steps of 20.
+MOST_NUMBERS = 2**24  # bytes
+MOST_PICTURES = 2**29  # bytes, of one demonstration
+UNPACKED = 128  # times their size in the file: pictures of plain colours pack to a fiftieth
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,11 @@ def package(name: str):
             f"{error}; expected the packages of requirements-data.txt; "
             "run: pip install -r requirements-data.txt"
         ) from error
+
+
+def room(files: list[Path]) -> int:
+    """Bytes of pictures that may come out of these files; what claims more is no recording."""
+    return MOST_PICTURES + UNPACKED * sum(path.stat().st_size for path in files if path.is_file())
 
 
 # -------------------------------------------------------------------------------- steps to episodes
@@ -133,7 +149,7 @@ def fitted(image: np.ndarray, how: Recording) -> np.ndarray:
 
 def to_episode(
     where: str,
-    frames: Callable[[list[int]], list[np.ndarray]],
+    frames: Callable[[list[int]], Iterable[np.ndarray]],
     state: np.ndarray,
     action: np.ndarray,
     flags: np.ndarray | None,
@@ -156,6 +172,11 @@ def to_episode(
         )
     action, labels = aligned(action, flags, how.recorded)
     chunks, at = in_chunks(action, how.chunk)
+    if 3 * len(at) * how.size**2 > MOST_PICTURES:
+        raise BadEpisodes(
+            f"{where}: {len(at)} pictures of {how.size} x {how.size}; expected at most "
+            f"{MOST_PICTURES} bytes of them in an episode; choose a smaller --size, or leave it out"
+        )
     words = {"source": "expert" if labels[at].any() else "exploration"} | words
     return Episode(
         image=np.stack([fitted(image, how) for image in frames(at)]),
@@ -174,40 +195,54 @@ def read_hdf5(paths: list[Path], how: Recording) -> Iterator[Episode]:
 
     demo_2 comes before demo_10, and numbers may be missing; the number becomes the seed."""
     h5py = package("h5py")
-    size: tuple[int, int] | None = None  # (H, W) of all pictures
+    size: tuple[int, ...] | None = None  # (H, W) of all pictures
+    left = room(paths)  # bytes that may still come
     for path in paths:
         try:
             file = h5py.File(path, "r")
-        except OSError as error:
+        except HDF5_ERRORS as error:
             raise BadEpisodes(
                 f"{path}: not an HDF5 file, or a truncated one ({error}); expected LIBERO's or "
                 "robomimic's demonstrations; fetch it anew"
             ) from error
         with file:
-            group = member(file, "data", path, "Group")
-            found = {int(m[1]): m[0] for m in (re.fullmatch(r"demo_(\d+)", k) for k in group) if m}
-            if not found:
-                raise BadEpisodes(
-                    f"{path}: no demonstrations in it; expected data/demo_0 and so on; leave it out"
-                )
-            for number in sorted(found):
-                where = f"{path}: {found[number]}"
+            for number, name in hdf5_demos(file, path):
+                where = f"{path}: {name}"
                 try:
-                    demo = member(group, found[number], path, "Group")
-                    episode, shape = hdf5_episode(demo, where, number, words_of(path, how), how)
-                except OSError as error:  # damage that only reading finds
+                    demo = member(file["data"], name, path, "Group")
+                    words = words_of(path, how) | {"seed": number}
+                    episode, shape = hdf5_episode(demo, where, words, how, left)
+                except BadEpisodes:
+                    raise
+                except HDF5_ERRORS as error:  # damage that only reading finds
                     raise BadEpisodes(f"{where}: damaged ({error}); fetch the file anew") from error
-                if size is not None and shape != size:
+                if size is not None and shape[1:] != size:
                     raise BadEpisodes(
-                        f"{where}: pictures of {shape[0]} x {shape[1]}, those before have "
+                        f"{where}: pictures of {shape[1]} x {shape[2]}, those before have "
                         f"{size[0]} x {size[1]}; expected one size; convert each alone"
                     )
-                size = shape
+                size, left = shape[1:], left - 3 * math.prod(shape)
                 yield episode
 
 
-def hdf5_episode(demo, where: str, number: int, words: dict, how: Recording):
-    """(Episode, (H, W) of its pictures) of one `demo_i` group."""
+def hdf5_demos(file, path: Path) -> list[tuple[int, str]]:
+    """Numbers and names of a file's demonstrations, in the order of their numbers."""
+    try:
+        names = list(member(file, "data", path, "Group"))
+    except BadEpisodes:
+        raise
+    except HDF5_ERRORS as error:
+        raise BadEpisodes(f"{path}: damaged ({error}); fetch the file anew") from error
+    found = [(int(m[1]), m[0]) for m in (re.fullmatch(r"demo_(\d{1,9})", n) for n in names) if m]
+    if not found:
+        raise BadEpisodes(
+            f"{path}: no demonstrations in it; expected data/demo_0 and so on; leave it out"
+        )
+    return sorted(found)
+
+
+def hdf5_episode(demo, where: str, words: dict, how: Recording, left: int):
+    """(Episode, (N, H, W) of its pictures) of one `demo_i` group; left: bytes they may take."""
     observed = member(demo, "obs", where, "Group")
     images = (how.image,) if how.image else HDF5_IMAGES
     key = next((name for name in images if name in observed), None)
@@ -222,7 +257,7 @@ def hdf5_episode(demo, where: str, number: int, words: dict, how: Recording):
             there = ", ".join(sorted({*demo, *observed}))
             raise BadEpisodes(f"{where}: no {name}; expected it among {there}; leave it out")
     assert key is not None and names is not None  # or the loop has raised
-    pictures = member(observed, key, where)
+    pictures = member(observed, key, where, most=min(left, MOST_PICTURES))
     states = [member(observed, name, where)[()] for name in names]
     action = np.asarray(member(demo, "actions", where)[()], np.float64)
     columns = {k: member(demo, k, where)[()] for k in ("rewards", "dones") if k in demo}
@@ -233,15 +268,15 @@ def hdf5_episode(demo, where: str, number: int, words: dict, how: Recording):
             f"{sorted(lengths)}; expected uint8 (N, H, W, 3) and one length; fetch it anew"
         )
     state = np.concatenate([s.reshape(len(s), -1) for s in states], axis=1)
-    words = words | {"seed": number}
     flags = success_flags(columns)
     frames = lambda at: list(pictures[at])  # noqa: E731 (reads only the frames that are kept)
-    return to_episode(where, frames, state, action, flags, how, **words), pictures.shape[1:3]
+    return to_episode(where, frames, state, action, flags, how, **words), pictures.shape[:3]
 
 
-def member(group, name: str, where, kind: str = "Dataset"):
+def member(group, name: str, where, kind: str = "Dataset", most: int = MOST_NUMBERS):
     """A group, or an array of numbers, that lies in this very file. One that lies in another file
-    is refused: data from elsewhere could then read whatever is on this disk."""
+    is refused: data from elsewhere could then read whatever is on this disk. So is one of more than
+    `most` bytes, or of which a single packed chunk has more."""
     h5py = package("h5py")
     if name not in group:
         raise BadEpisodes(f"{where}: no {name} in it; expected LIBERO's layout; leave it out")
@@ -253,6 +288,13 @@ def member(group, name: str, where, kind: str = "Dataset"):
     right = isinstance(part, getattr(h5py, kind))
     if not right or (kind == "Dataset" and (not part.ndim or part.dtype.kind not in "fiub")):
         raise BadEpisodes(f"{where}: {name} is {part}; expected LIBERO's layout; leave it out")
+    if kind == "Dataset":
+        size = part.dtype.itemsize * max(math.prod(part.shape), math.prod(part.chunks or (0,)))
+        if size > most:
+            raise BadEpisodes(
+                f"{where}: {name} claims {size} bytes, {list(part.shape)}; expected at most {most} "
+                "in a file of this size; leave it out"
+            )
     return part
 
 

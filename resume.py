@@ -53,7 +53,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], text: str) -> No
     "sha256": checksum of both}."""
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)  # not the folder above: a run that vanished stays away
     # Copies, because safetensors refuses tensors that share their memory.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     about = {"description": text, "sha256": checksum(text, tensors)}

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import os
 import platform
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -32,8 +34,8 @@ from typing import Any
 
 import processes
 from camera import Camera
-from checkpoints import BadRun, first_difference, from_values, load_part
-from demos import write_atomically
+from checkpoints import BadRun, check_settings, first_difference, from_values, load_part
+from demos import parse_json, write_atomically
 from evaluate import cpu_seconds, peak_memory_gib
 from fit import FitConfig
 from latents import check_models
@@ -395,10 +397,10 @@ def config_to_json(config: RunConfig) -> str:
     return json.dumps(asdict(config), indent=1)
 
 
-def config_from_json(text: str) -> RunConfig:
+def config_from_json(text: str | bytes) -> RunConfig:
     """Rebuild a RunConfig; raises BadRun for anything that is not one."""
     try:
-        return from_values(RunConfig, json.loads(text))
+        return from_values(RunConfig, parse_json(text))
     except (ValueError, TypeError, KeyError) as error:
         raise BadRun(
             f"config.json is not readable ({error}); start a new run with another --out"
@@ -443,11 +445,26 @@ class Clock:
 def _stage_of(line: str) -> str | None:
     """The stage that a line of metrics.jsonl belongs to; None for one that is not whole."""
     try:
-        values = json.loads(line)
-    except ValueError:
+        values = parse_json(line)
+        stage = {"gauge": "rl"}.get(values["stage"], values["stage"])
+        return stage if values.get("round", 1) == 1 else f"{stage}_{values['round']}"
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    stage = {"gauge": "rl"}.get(values["stage"], values["stage"])
-    return stage if values.get("round", 1) == 1 else f"{stage}_{values['round']}"
+
+
+def _read_stages(path: Path) -> dict[str, dict]:
+    """stages.json; BadRun where it is not what `Run.finish_stage` writes."""
+    try:
+        stages = parse_json(path.read_bytes())
+        for name, stage in stages.items():
+            numbers = [stage["seconds"], stage["peak_gib"], *stage["ledger"].values()]
+            if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+                raise ValueError(f"{name}: seconds, memory or ledger are no numbers")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise BadRun(
+            f"{path}: not readable ({error}); delete it to run every stage again"
+        ) from error
+    return stages
 
 
 class Run:
@@ -459,12 +476,7 @@ class Run:
         self.clock = Clock()
         path = self.folder / "stages.json"
         if path.is_file():
-            try:
-                self.stages = json.loads(path.read_text())
-            except ValueError as error:
-                raise BadRun(
-                    f"{path}: not readable ({error}); delete it to run every stage again"
-                ) from error
+            self.stages = _read_stages(path)
 
     @classmethod
     def create(cls, folder: Path, config: RunConfig, device: str = "cpu") -> Run:
@@ -473,7 +485,7 @@ class Run:
         folder = Path(folder)
         path = folder / "config.json"
         if path.is_file():
-            saved = config_from_json(path.read_text())
+            saved = config_from_json(path.read_bytes())
             if saved != config:
                 difference = first_difference(
                     *(json.loads(config_to_json(c)) for c in (saved, config))
@@ -498,7 +510,7 @@ class Run:
                 f"{folder}: not a run folder (no config.json); "
                 f"make one with: python cli.py train --out {folder}"
             )
-        return cls(Path(folder), config_from_json(path.read_text()))
+        return cls(Path(folder), config_from_json(path.read_bytes()))
 
     def finish_stage(self, name: str, seconds: float, cpu: float, result: dict) -> None:
         """Record a stage as done: what it gave, its seconds and its processor seconds (these, and
@@ -533,11 +545,16 @@ class Run:
             write_atomically(self._log, "".join(finished).encode())
 
     def log(self, **values) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl. Where a full disk or a kill cut the last one short, it
+        stays as it is, and ours begins on a line of its own."""
         if not processes.is_main():
             return
-        with open(self._log, "a") as file:
-            file.write(json.dumps({"time": round(time.time(), 2), **values}) + "\n")
+        line = json.dumps({"time": round(time.time(), 2), **values}) + "\n"
+        with open(self._log, "ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode())
 
     @property
     def _log(self) -> Path:
@@ -562,16 +579,22 @@ class Run:
 
     def policy(self, name: str = "policy") -> Policy:
         """The policy "sft", "filtered_bc" or "policy" (post-trained) from its checkpoint."""
+        description = asdict(self.config.policy)
+        check_settings(self.checkpoint(name), description)
         part = Policy(self.config.policy).to(self.device)
-        load_part(self.checkpoint(name), part, asdict(self.config.policy))
+        load_part(self.checkpoint(name), part, description)
         return part
 
     def simulator(self, camera: Camera) -> Simulator:
+        description = {"config": asdict(self.config.simulator), "camera": asdict(camera)}
+        check_settings(self.checkpoint("simulator"), description)
         part = Simulator(self.config.simulator, camera).to(self.device)
         load_part(self.checkpoint("simulator"), part, part.description())
         return part
 
     def reflector(self) -> Reflector:
+        description = {"config": asdict(self.config.reflector)}
+        check_settings(self.checkpoint("reflector"), description)
         part = Reflector(self.config.reflector).to(self.device)
         load_part(self.checkpoint("reflector"), part, part.description())
         return part

@@ -272,14 +272,24 @@ def summarize_runs(results: Path) -> dict:
             dream,
             lambda r: _success(r, "policy", "reflector"),
         )
-    if (results / "bench.json").is_file():
-        summary |= _how_fast(json.loads((results / "bench.json").read_text()))
-    kills = results / "kills.json"  # by tests/kills.py
-    if kills.is_file():
-        found = json.loads(kills.read_text())
-        told = {key: found[key] for key in ("command", "commit", "hardware")}
-        summary["kills_bit_equal"] = {"value": found["bit_equal"], "n": found["kills"], **told}
+    summary |= _counted(results)
     write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def _counted(results: Path) -> dict[str, dict]:
+    """What other commands measured and counted, each in a file of its own: no means over seeds."""
+    found = {}
+    for name in ("bench", "kills", "fuzz"):  # by cli.py bench, tests/kills.py, tests/fuzz_count.py
+        path = results / f"{name}.json"
+        found[name] = json.loads(path.read_text()) if path.is_file() else None
+    summary = _how_fast(found["bench"]) if found["bench"] else {}
+    if kills := found["kills"]:
+        told = {key: kills[key] for key in ("command", "commit", "hardware")}
+        summary["kills_bit_equal"] = {"value": kills["bit_equal"], "n": kills["kills"], **told}
+    if fuzz := found["fuzz"]:
+        told = {key: fuzz[key] for key in ("command", "commit", "hardware")}
+        summary["fuzz_cases"] = {"value": fuzz["fuzz_cases"], "n": len(fuzz["readers"]), **told}
     return summary
 
 

@@ -41,12 +41,23 @@ HEARTBEAT = 30  # seconds between progress lines where no bar can be drawn (a lo
 # ------------------------------------------------------------------------------------------- errors
 
 # What goes wrong on a user's disk, as opposed to a mistake of ours. A file below a regular file is
-# ENOTDIR, a full disk ENOSPC, a quota EDQUOT or EFBIG.
+# ENOTDIR, a full disk ENOSPC, a quota EDQUOT or EFBIG, one that fails or went away EIO, ESTALE.
 DISK_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
-    errno.ENAMETOOLONG, errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC),
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EFBIG, errno.EIO,
+    getattr(errno, "EDQUOT", errno.ENOSPC), getattr(errno, "ESTALE", errno.EIO),
 }  # fmt: skip
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+# How torch says it; numpy and Python raise MemoryError, the system ENOMEM.
+NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "Cannot allocate memory",
+)
+LONGEST = 1000  # characters of a line: what was wrong may quote a file of any length
 
 
 def explain(error: Exception) -> str | None:
@@ -61,11 +72,29 @@ def explain(error: Exception) -> str | None:
         where = error.filename or "the disk"
         remedy = "free some space" if error.errno in FULL else "check the path and its permissions"
         return f"{where}: {error.strerror}; expected a place that can be read and written; {remedy}"
+    if is_out_of_memory(error):
+        detail = (str(error).strip().splitlines() or ["no more was given"])[0]
+        return (
+            f"out of memory ({shortened(detail, 200)}); expected room for this run; close other "
+            "programs or choose a smaller preset; run the same command again to resume"
+        )
     ours = isinstance(error, (ValueError, RuntimeError, FloatingPointError))
     if ours and raised_on_purpose(error):
         lines = str(error).strip().splitlines()
         return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}; see WORLDENV_TRACEBACK=1"
     return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, numpy, torch or the system had no memory left to give."""
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or system or (told and not raised_on_purpose(error))
+
+
+def shortened(line: str, most: int = LONGEST) -> str:
+    """A line without its middle where it is too long: cause and remedy stand at its ends."""
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
 
 
 def raised_on_purpose(error: Exception) -> bool:
@@ -86,7 +115,7 @@ class OneLineErrors(TyperGroup):
             line = explain(error)
             if line is None or os.environ.get("WORLDENV_TRACEBACK") == "1":
                 raise
-            line = processes.last_words(" ".join(line.split()))
+            line = processes.last_words(shortened(" ".join(line.split())))
             print(f"error: {line}", file=sys.stderr)
             processes.leave(2)
         if code == INTERRUPTED:
@@ -142,7 +171,7 @@ def new_files(folder: Path, megabytes: float) -> Iterator[Path]:
 
 def take_back(folder: Path, existing: Path) -> None:
     """Remove a new run folder that holds only its settings, and what was made to reach it."""
-    if [path.name for path in folder.iterdir()] == ["config.json"]:
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == ["config.json"]:
         (folder / "config.json").unlink()
         for path in (folder, *folder.parents):
             if path == existing:

@@ -7,6 +7,7 @@ one rollout function serves both, and imports no torch, so that worker processes
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,12 @@ from libero_tasks import LIBERO_INSTRUCTIONS
 from processes import own_cores
 from render import choose_backend
 from tasks import DEFAULT_SUITE, SPLITS, ChunkedEnv, EnvConfig, RealEnv, Start, spaces
+
+# Seconds without an answer after which a worker that still lives is taken to hang. The longest
+# honest wait is the first reset: it builds an environment per task and draws the first frames.
+PATIENCE = 1800.0
+LOOK = 1.0  # seconds between two looks at whether it lives
+RESUME = "run the same command again to resume"
 
 
 def make_env(task: str, config: EnvConfig, stop_on_success: bool = True) -> ChunkedEnv:
@@ -90,10 +97,15 @@ def _worker(pipe, config: EnvConfig) -> None:
     try:
         while (jobs := pipe.recv()) is not None:
             pipe.send([(slot, do(command, slot, argument)) for command, slot, argument in jobs])
-    except (EOFError, KeyboardInterrupt):
-        pass
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        pass  # the main process is gone: nobody is left to answer
     except Exception:
-        pipe.send(traceback.format_exc())
+        with contextlib.suppress(ConnectionError):
+            pipe.send(traceback.format_exc())
+    finally:
+        # Python's own end would close the renderers one after the other, when parts of MuJoCo are
+        # gone already: a screenful of "Exception ignored" behind the one line that matters.
+        os._exit(0)
 
 
 @contextlib.contextmanager
@@ -153,7 +165,8 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
 
     def _ask(self, jobs: list[tuple]) -> dict[int, Any]:
         """Send (command, slot, argument) jobs to the workers that own the slots;
-        return {slot: answer}."""
+        return {slot: answer}. RuntimeError where a worker fails, dies or hangs: at once, at once,
+        and after PATIENCE."""
         answers: dict[int, Any] = {}
         shares = [
             [job for job in jobs if job[1] % len(self._pipes) == w] for w in range(len(self._pipes))
@@ -162,18 +175,34 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
             for pipe, share in zip(self._pipes, shares, strict=True):
                 if share:
                     pipe.send(share)
-            for pipe, share in zip(self._pipes, shares, strict=True):
+            for number, share in enumerate(shares):
                 if share:
-                    answer = pipe.recv()
+                    answer = self._answer(number)
                     if isinstance(answer, str):
-                        raise RuntimeError(f"a worker of the real environment failed:\n{answer}")
+                        raise RuntimeError(
+                            "a worker of the real environment failed; expected it to play and draw "
+                            f"(`python cli.py doctor` tries it); {RESUME}:\n{answer}"
+                        )
                     answers.update(answer)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise RuntimeError(
                 "a worker process of the real environment died (out of memory, or killed?); "
-                "run the same command again to resume"
+                f"expected all of them to the end; {RESUME}"
             ) from error
         return answers
+
+    def _answer(self, number: int):
+        """What a worker sends; EOFError once it is dead, RuntimeError when it hangs."""
+        pipe, process = self._pipes[number], self._processes[number]
+        for _ in range(math.ceil(PATIENCE / LOOK)):
+            if pipe.poll(LOOK):  # there is an answer, or the end of a worker that closed its pipe
+                return pipe.recv()
+            if not process.is_alive() and not pipe.poll():
+                raise EOFError
+        raise RuntimeError(
+            f"a worker of the real environment gave no answer in {PATIENCE / 60:.0f} minutes; "
+            f"expected one within seconds; {RESUME}"
+        )
 
     def reset(self, *, seed=None, options: dict | None = None):
         """Start every slot at its Start; `options["starts"]` has 1 to num_envs of them,
@@ -280,3 +309,6 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
             process.join(timeout=5)
             if process.is_alive():
                 process.kill()
+                process.join()
+        for pipe in self._pipes:
+            pipe.close()
