@@ -1,6 +1,7 @@
 """What many iterations leave behind: nothing. Memory, file handles, processes, lines of the log.
 
-LOOP plays in a dream of the debug preset's size, an untrained one: what it costs is the same.
+LOOP plays in a dream of the debug preset's size, an untrained one of short episodes: what an
+iteration leaves behind does not depend on either.
 """
 
 import gc
@@ -40,10 +41,8 @@ def dream(folder: Path):
     simulator.album.fill(episodes)
     simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
     run = runs.Run.create(folder, config)
-    known = start_frames(episodes)
-    env = WorldEnv(
-        simulator, Reflector(config.reflector).eval(), known, config.slots, config.env, 0
-    )
+    known, short = start_frames(episodes), replace(config.env, horizon=6)
+    env = WorldEnv(simulator, Reflector(config.reflector).eval(), known, config.slots, short, 0)
     draw = lambda iteration, groups: [list(known)[g % len(known)] for g in range(groups)]  # noqa: E731
     assert all(isinstance(start, Start) for start in known)
     return run, env, Policy(config.policy), draw
