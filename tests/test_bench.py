@@ -143,8 +143,8 @@ def test_nothing_leaves_the_loop(parts, monkeypatch):
     world, judged, passes = parts.world(5), [], []
     reward, unet = parts.reflector.reward, parts.simulator.unet.forward
 
-    def judging(frames, tokens, state):
-        rewards = reward(frames, tokens, state)
+    def judging(frames, tokens, state, landmarks):
+        rewards = reward(frames, tokens, state, landmarks)
         judged.extend(rewards.tolist())
         return rewards
 

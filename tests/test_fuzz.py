@@ -257,7 +257,7 @@ def slip(folder: Path, words: list[str]) -> None:
 def sleep(folder: Path, words: list[str]) -> None:
     import time
 
-    time.sleep(3)
+    time.sleep(8)
 
 
 def die(folder: Path, words: list[str]) -> None:
@@ -282,7 +282,7 @@ def devour(folder: Path, words: list[str]) -> None:
 def test_the_fuzzing_notices(monkeypatch, tmp_path, fault, words):
     """A traceback, a hang, a crash, a changed file, a gigabyte of memory."""
     spoiled_by(monkeypatch, lambda folder, said: folder.name == "healthy" or fault(folder, said))
-    monkeypatch.setattr(fuzzing, "SECONDS", 1.0 if fault is sleep else 5.0)
+    monkeypatch.setattr(fuzzing, "SECONDS", 3.0 if fault is sleep else 5.0)
     with pytest.raises(AssertionError, match=words):
         fuzz("episodes", 2, 0, tmp_path)
     shutil.rmtree(tmp_path / "spoiled", ignore_errors=True)
