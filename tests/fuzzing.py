@@ -87,8 +87,8 @@ def _serve(pipe, name: str) -> None:
 class Child:
     """A process that reads; a new one takes over where one hangs or dies."""
 
-    def __init__(self, name: str):
-        self.name, self.process = name, None
+    def __init__(self, name: str, healthy: Path):
+        self.name, self.healthy, self.process = name, healthy, None
 
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -96,13 +96,15 @@ class Child:
         self.process = context.Process(target=_serve, args=(theirs, self.name), daemon=True)
         self.process.start()
         theirs.close()
+        self.pipe.send((str(self.healthy), []))  # a first case, in which it imports what it needs
+        assert self.pipe.poll(120), "nothing was imported within two minutes"
+        self.pipe.recv()
 
     def ask(self, folder: Path, words: list[str]) -> tuple[str, str, int]:
-        fresh = self.process is None
-        if fresh:
+        if self.process is None:
             self.start()
         self.pipe.send((str(folder), words))
-        if not self.pipe.poll(120 if fresh else SECONDS):  # the first case waits for the imports
+        if not self.pipe.poll(SECONDS):
             self.close()
             return "hang", f"no answer in {SECONDS} s", 0
         try:
@@ -717,8 +719,9 @@ def fuzz(name: str, cases: int, number: int, folder: Path) -> dict:
     """Let a reader read `cases` spoiled inputs that Hypothesis draws with the seed `number`;
     AssertionError for the first that does not pass. Returns the counts, and the worst of time and
     memory."""
-    reader, child = READERS[name], Child(name)
+    reader = READERS[name]
     healthy, spoiled = folder / "healthy", folder / "spoiled"
+    child = Child(name, healthy)
     healthy.mkdir()
     reader.make(healthy)
     (healthy / ".known").write_text("\n".join(tree(healthy)))
