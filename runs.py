@@ -233,8 +233,8 @@ def gpu_scale() -> RunConfig:
 
     ESTIMATE, counted and not measured on a GPU. Memory: a row of the simulator's training keeps
     67 MB in float32, a batch 8.6 GB, weights with gradient, Adam's state and average 0.9 GB: a GPU
-    of 12 GB, with bfloat16 of 8. Time: 102 PFLOP to train the simulator (40 GFLOP a row) and 12 to
-    dream in RL, 3 hours at a sustained 10 TFLOP/s, 8 at a T4's 4; the real episodes, the policy
+    of 12 GB, with bfloat16 of 8. Time: 75 PFLOP to train the simulator (29 GFLOP a row) and 9 to
+    dream in RL, 2.5 hours at a sustained 10 TFLOP/s, 6 at a T4's 4; the real episodes, the policy
     and the reflector, as in the preset `cpu`, about one hour more.
     """
     base = RunConfig()
