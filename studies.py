@@ -266,6 +266,8 @@ def summarize_runs(results: Path) -> dict:
             summary, "sft_success_reflector_stop", dream, lambda r: _success(r, "sft", "reflector")
         )
         _put(summary, "dream_success", dream, lambda r: _success(r, "policy", "oracle"))
+        numbers = [record["config"]["seed"] for record in dream]
+        summary["seeds"] = summary["dream_success"] | {"value": numbers, "low": None, "high": None}
         _put(
             summary,
             "dream_success_reflector_stop",
