@@ -245,7 +245,8 @@ def _learning(run: Run) -> list[str]:
         return []
     curves = "Success of the rollouts that LOOP learns from, which carry noise"
     if any("real" in probe for probe in probes):
-        curves += ", and of the mean policy from the same starts, imagined and real"
+        curves += " (of the tasks that the gauge has left in, so they may jump after a look), and "
+        curves += "of the mean policy from the gauge's starts, imagined and real"
     elif probes:
         curves += ", and of the mean policy in the dream; no real episode was played"
     lines = ["## Learning curve", "", f"{curves}. Bars are Wilson's 95 % intervals.", ""]

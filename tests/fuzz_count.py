@@ -23,8 +23,9 @@ OUT = ROOT / "results" / "fuzz.json"
 
 def main(cases: int = 1000, seed: int = 0, *names: str) -> None:
     from demos import write_atomically
-    from studies import _commit
-    from train import hardware, versions
+    from evaluate import hardware
+    from runs import versions
+    from studies import current_commit
 
     found = json.loads(OUT.read_text()) if OUT.is_file() else {"readers": {}}
     for name in names or fuzzing.READERS:
@@ -38,7 +39,7 @@ def main(cases: int = 1000, seed: int = 0, *names: str) -> None:
         found |= {
             "fuzz_cases": sum(reader["cases"] for reader in found["readers"].values()),
             "command": f"python tests/fuzz_count.py {cases} {seed}",
-            "commit": _commit(),
+            "commit": current_commit(),
             "hardware": hardware(),
             "versions": versions(),
         }

@@ -106,7 +106,7 @@ def killed_run(folder: Path, rng: np.random.Generator, mean: float, left: int) -
 
 def main() -> None:
     from evaluate import hardware
-    from studies import _commit
+    from studies import current_commit
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
@@ -123,7 +123,8 @@ def main() -> None:
         result = {
             "kills": 0, "bit_equal": 0, "runs": 0, "runs_bit_equal": 0, "differences": [],
             "command": f"python tests/kills.py --kills {options.kills} --seed {options.seed}",
-            "killed": COMMAND, "commit": _commit(), "seed": options.seed, "hardware": hardware(),
+            "killed": COMMAND, "commit": current_commit(), "seed": options.seed,
+            "hardware": hardware(),
             "uninterrupted_seconds": round(seconds), "mean_life": options.life, "lives": [],
         }  # fmt: skip
         while result["kills"] < options.kills:
