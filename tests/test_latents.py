@@ -226,7 +226,7 @@ def test_overfits_one_batch_in_latents(tmp_path):
         optimizer.step()
     coder.save_pretrained(tmp_path)
     simulator = latent_simulator(SimulatorModels(autoencoder=str(tmp_path)), channels=(32, 32))
-    fit(simulator, lambda step: batch, FitConfig(steps=70, learning_rate=4e-3, warmup=10))
+    fit(simulator, lambda step: batch, FitConfig(steps=140, learning_rate=4e-3, warmup=10))
     coder = simulator.frames
     shown = to_frames(coder.decode(coder.encode(to_float(batch["next"]))))
     imagined, floor = (squared_error(f, batch) for f in (imagine(simulator, batch), shown))
