@@ -304,7 +304,8 @@ def scripted_rollouts(policy: Policy, rows: int = 4) -> Rollouts:
     return Rollouts(
         image=batch["image"].numpy(), state=batch["state"].numpy(), tokens=batch["tokens"],
         sample=sample, log_prob=chunk_log_prob(sample, mean, log_scale, shared=False),
-        member=np.arange(rows), returns=np.array([[1, 0], [0, 1]], np.float32),
+        member=np.arange(rows), decision=np.zeros(rows, np.int64),
+        returns=np.array([[1, 0], [0, 1]], np.float32),
         success=np.array([[1, 0], [0, 1]], bool), mean_success=math.nan, decisions=rows,
     )  # fmt: skip
 
