@@ -40,7 +40,7 @@ def load_part(path: Path, part: nn.Module, description: dict) -> None:
     check_settings(path, description)
     try:
         tensors, _ = read_tensors(path)
-    except (ValueError, OSError) as error:
+    except ValueError as error:  # what the disk refuses is no damage, and is told as it is
         raise BadRun(
             f"{path}: damaged or truncated ({error}); delete it and train again"
         ) from error
