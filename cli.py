@@ -499,11 +499,12 @@ def bench_command(
         raise ValueError(f"--out: got {str(out)!r}; expected a file that ends in .json")
     check_output(out.parent, 1)
     finished = None if run is None else Run.open(run)
-    config = build_config(preset, "", None, 0, "dream", None, None, None, False)
-    config = config if finished is None else finished.config
+    if finished is None:
+        config = build_config(preset, "", None, 0, "dream", None, None, None, False)
+        command = f"python cli.py bench --preset {preset}"
+    else:
+        config, command = finished.config, f"python cli.py bench --run {run}"
     render.choose_backend()
-    what = f"--preset {preset}" if finished is None else f"--run {run}"
-    command = f"python cli.py bench {what}"
     command += " --quick" if quick else ""
     plan = bench.QUICK if quick else bench.Plan()
     bench.bench(out, config, finished, plan, command, partial(print, flush=True))

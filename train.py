@@ -551,19 +551,14 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
     env, starts = real.open(), test_starts(config.tasks, config.test_starts)
     results: dict[str, dict] = {}
     names = ("sft", "filtered_bc", "policy") if "filtered_bc" in run.stages else ("sft", "policy")
-    for name in names:
-        before = run.checkpoint("filtered_bc")
-        if (
-            name == "policy"
-            and "filtered_bc" in results
-            and cmp(run.checkpoint(name), before, False)
-        ):
-            results[name] = results["filtered_bc"]  # LOOP kept what it began with
-            continue
-        policy = run.policy(name)
-        results[name] = evaluate_all(
-            policy, env, starts, run.reflector() if "reflector" in run.stages else None
-        )
+    reflector = run.reflector() if "reflector" in run.stages else None
+    # LOOP may have kept what it began with: the same policy is not played twice.
+    begun, kept = run.checkpoint("filtered_bc"), run.checkpoint("policy")
+    unchanged = "filtered_bc" in names and cmp(begun, kept, shallow=False)
+    for name in names[:-1] if unchanged else names:
+        results[name] = evaluate_all(run.policy(name), env, starts, reflector)
+    if unchanged:
+        results["policy"] = results["filtered_bc"]
     spent = real.count()
     gain = 100 * (results["policy"]["oracle"]["mean"] - results["sft"]["oracle"]["mean"])
     line = (
