@@ -252,10 +252,11 @@ def judge_episodes(reflector: Reflector, episodes) -> list[np.ndarray]:
         frames = torch.from_numpy(
             np.stack([reflector_frames(episode.image, t) for t in range(1, len(episode) + 1)])
         )
-        tokens = tokenize([episode.instruction]).expand(len(frames), TOKENS)
-        curves.append(
-            reflector.reward(frames, tokens, torch.from_numpy(episode.state[1:])).cpu().numpy()
-        )
+        tokens = tokenize([episode.instruction])
+        known = reflector.first_look(frames[:1, 0], tokens)  # the first frame is that of all
+        landmarks = None if known is None else known.expand(len(frames), -1)
+        tokens, state = tokens.expand(len(frames), TOKENS), torch.from_numpy(episode.state[1:])
+        curves.append(reflector.reward(frames, tokens, state, landmarks).cpu().numpy())
     return processes.gather(curves)
 
 

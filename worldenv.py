@@ -106,15 +106,15 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         return self._observations(), {"success": np.zeros(self.num_envs, bool)}
 
     def _prepare(self) -> None:
-        """What does not change during an episode: what simulator and reflector know of the first
-        frame, and the instruction's tokens."""
-        first = torch.from_numpy(self._history[:, 0]).permute(0, 3, 1, 2).float() / 255 - 0.5
+        """What does not change during an episode, of the slots that have one (the first ones): what
+        simulator and reflector know of the first frame, and the instruction's tokens."""
+        used = int((~self.done).sum())
+        first = torch.from_numpy(self._history[:used, 0])
         with torch.no_grad():
-            self._look = self.simulator.first_look(first)
-        tokens = tokenize(self._texts)
+            self._look = self.simulator.first_look(first.permute(0, 3, 1, 2).float() / 255 - 0.5)
+        tokens = tokenize(self._texts[:used])
         longest = int((tokens > 0).sum(1).max())  # padding beyond it says nothing
         self._tokens = tokens[:, : max(1, longest)]
-        first = torch.from_numpy(self._history[:, 0])
         self._landmarks = self.reflector.first_look(first, self._tokens)
 
     def _observations(self) -> dict:

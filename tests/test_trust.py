@@ -240,7 +240,7 @@ def test_a_faithful_dream_agrees_in_every_start():
 def brightness_reflector():
     """R is the brightness of the current frame over 100."""
     judge = Always(0.0)
-    judge.reward = lambda frames, tokens, state: frames[:, 2].float().mean((1, 2, 3)) / 100
+    judge.reward = lambda frames, *_: frames[:, 2].float().mean((1, 2, 3)) / 100
     return judge
 
 
