@@ -275,19 +275,9 @@ class Reader:
 
 def tiny_episode(length: int = 3, size: int = 16, number: int = 7):
     """An episode of random pictures; nothing real is needed."""
-    from demos import Episode
+    from scripted import random_episode
 
-    rng = np.random.default_rng(number)
-    return Episode(
-        image=rng.integers(0, 256, (length + 1, size, size, 3), dtype=np.uint8),
-        state=rng.random((length + 1, 4), dtype=np.float32),
-        action=rng.uniform(-1, 1, (length, 4, 4)).astype(np.float32),
-        success=np.array([0] * length + [1], np.uint8),
-        task="reach",
-        instruction="reach the goal",
-        seed=number,
-        source="expert",
-    )
+    return random_episode(number, length, size)
 
 
 def make_episodes(folder: Path) -> None:

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from scripted import random_episode
 from test_ppo import SIZE as WALK_SIZE
 from test_ppo import Walk
 
@@ -35,18 +36,7 @@ CAMERA = Camera((0.0, 0.0, 1.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, SIZE)
 
 
 def recorded(seed: int, length: int) -> Episode:
-    """An episode of random pictures and actions that succeeds at its end."""
-    rng = np.random.default_rng(seed)
-    return Episode(
-        image=rng.integers(0, 256, (length + 1, SIZE, SIZE, 3), dtype=np.uint8),
-        state=rng.random((length + 1, 4), dtype=np.float32),
-        action=rng.uniform(-1, 1, (length, 4, 4)).astype(np.float32),
-        success=np.array([0] * length + [1], np.uint8),
-        task=("reach", "push")[seed % 2],
-        instruction="reach the goal",
-        seed=seed,
-        source="expert",
-    )
+    return random_episode(seed, length, SIZE, ("reach", "push")[seed % 2])
 
 
 EPISODES = [recorded(seed, 3 + seed) for seed in range(4)]

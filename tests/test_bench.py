@@ -10,6 +10,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from scripted import random_episode
 from torch import nn
 from typer.testing import CliRunner
 
@@ -29,19 +30,9 @@ CONFIG = runs.preset("debug")
 
 
 def recorded(seed: int, length: int = 6) -> Episode:
-    """Random pictures and actions, success at the end, of the debug preset's tasks in turn."""
-    rng = np.random.default_rng(seed)
+    """An episode of the debug preset's tasks in turn."""
     task = CONFIG.tasks[seed % len(CONFIG.tasks)]
-    return Episode(
-        image=rng.integers(0, 256, (length + 1, 64, 64, 3), dtype=np.uint8),
-        state=rng.random((length + 1, 4), dtype=np.float32),
-        action=rng.uniform(-1, 1, (length, 4, 4)).astype(np.float32),
-        success=np.array([0] * length + [1], np.uint8),
-        task=task,
-        instruction=INSTRUCTIONS[task][0],
-        seed=seed,
-        source="expert",
-    )
+    return random_episode(seed, length, 64, task, INSTRUCTIONS[task][0])
 
 
 @pytest.fixture(scope="module")

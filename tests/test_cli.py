@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from scripted import random_episode
 from trees import tree
 from typer.testing import CliRunner
 
@@ -66,17 +67,7 @@ def assert_one_line(result, *words: str) -> None:
 
 
 def make_episode(task: str = "reach", size: int = 64, length: int = 3, seed: int = 7) -> Episode:
-    rng = np.random.default_rng(seed)
-    return Episode(
-        image=rng.integers(0, 256, (length + 1, size, size, 3), dtype=np.uint8),
-        state=rng.random((length + 1, 4), dtype=np.float32),
-        action=rng.uniform(-1, 1, (length, 4, 4)).astype(np.float32),
-        success=np.array([0] * length + [1], np.uint8),
-        task=task,
-        instruction="reach the goal",
-        seed=seed,
-        source="expert",
-    )
+    return random_episode(seed, length, size, task)
 
 
 def make_episodes(folder: Path, *episodes: Episode) -> Path:

@@ -129,12 +129,19 @@ def fill(path: Path) -> None:
             os.write(file.fileno(), bytes(2**20))
 
 
-@linux_only
-def test_disk_that_fills_up(begun, tmp_path):
-    with small_disk(tmp_path / "disk") as disk:
+@contextmanager
+def paused_on_a_small_disk(begun: Path, place: Path):
+    """(the disk, a begun run on it, the child that pauses while it goes on with the run)."""
+    with small_disk(place) as disk:
         folder = Path(shutil.copytree(begun, disk / "run"))
         child = Faulty("pause", folder)
         child.ready()
+        yield disk, folder, child
+
+
+@linux_only
+def test_disk_that_fills_up(begun, tmp_path):
+    with paused_on_a_small_disk(begun, tmp_path / "disk") as (disk, folder, child):
         fill(disk / "ballast")
         assert_one_line(child.end(), "No space left on device", "free some space")
         assert_kept(folder, "demos", "sft")
@@ -144,10 +151,7 @@ def test_disk_that_fills_up(begun, tmp_path):
 
 @linux_only
 def test_disk_that_becomes_read_only(begun, tmp_path):
-    with small_disk(tmp_path / "disk") as disk:
-        folder = Path(shutil.copytree(begun, disk / "run"))
-        child = Faulty("pause", folder)
-        child.ready()
+    with paused_on_a_small_disk(begun, tmp_path / "disk") as (disk, folder, child):
         # The same place mounted over itself: the run holds a file of it open, its lock.
         subprocess.run(["mount", "--bind", disk, disk], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)

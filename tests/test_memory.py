@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from scripted import random_episode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -74,18 +75,9 @@ def holds_all_as_float(work: Callable[[], object]) -> bool:
 
 @pytest.fixture(scope="module")
 def episodes() -> list[Episode]:
-    rng = np.random.default_rng(0)
+    tasks = "reach", "push"
     return [
-        Episode(
-            image=rng.integers(0, 256, (LENGTH + 1, SIZE, SIZE, 3), dtype=np.uint8),
-            state=rng.random((LENGTH + 1, 4), dtype=np.float32),
-            action=rng.uniform(-1, 1, (LENGTH, 4, 4)).astype(np.float32),
-            success=np.array([0] * LENGTH + [1], np.uint8),
-            task=("reach", "push")[seed % 2],
-            instruction="reach the goal",
-            seed=seed,
-            source="exploration",
-        )
+        random_episode(seed, LENGTH, SIZE, tasks[seed % 2], source="exploration")
         for seed in range(EPISODES)
     ]
 

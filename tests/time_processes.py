@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from scripted import random_episode
 
 import processes
 from camera import Camera
@@ -30,17 +31,8 @@ from worldenv import NoReflector, WorldEnv
 
 
 def recorded(seed: int, length: int = 10) -> Episode:
-    rng = np.random.default_rng(seed)
-    return Episode(
-        image=rng.integers(0, 256, (length + 1, 64, 64, 3), dtype=np.uint8),
-        state=rng.random((length + 1, 4), dtype=np.float32),
-        action=rng.uniform(-1, 1, (length, 4, 4)).astype(np.float32),
-        success=np.zeros(length + 1, np.uint8),
-        task="reach",
-        instruction="reach the goal",
-        seed=seed,
-        source="expert",
-    )
+    """One that never succeeds: imitation then takes all of its decisions."""
+    return replace(random_episode(seed, length, 64), success=np.zeros(length + 1, np.uint8))
 
 
 def timed(work) -> dict[str, float]:
