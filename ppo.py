@@ -38,7 +38,7 @@ from torch import nn
 
 import processes
 from fit import device_of
-from policy import Policy, laplace_log_prob, to_float, to_tensors
+from policy import BLOCK, Policy, laplace_log_prob, to_float, to_tensors
 from resume import Keeper, set_training_state, training_state
 from tasks import Start
 
@@ -434,6 +434,27 @@ def minibatch_loss(
     return loss, info | {"scale": log_scale.detach().exp().mean().item()}
 
 
+def backward(
+    policy: Policy,
+    rollouts: Rollouts,
+    advantage: torch.Tensor,
+    blocks: tuple[torch.Tensor, ...],
+    weight: float,
+    config: LoopConfig,
+) -> dict[str, float]:
+    """Adds the gradient of weight * `minibatch_loss` of all rows of the blocks, one block (B,) at a
+    time: what a backward pass has to remember stays small, and in the processor's cache.
+    Returns weight * ("loss" and the metrics)."""
+    total: dict[str, float] = {}
+    for block in blocks:
+        loss, info = minibatch_loss(policy, rollouts, advantage, block, config)
+        share = weight * len(block) / sum(map(len, blocks))
+        (share * loss).backward()
+        for name, x in {"loss": loss.item(), **info}.items():
+            total[name] = total.get(name, 0.0) + share * x
+    return total
+
+
 def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
@@ -466,10 +487,10 @@ def update(
             weight = len(own) / len(mb)
             # Without a row of its own a process takes any, with weight 0: all make the same steps.
             own = own if len(own) else mb[:1]
-            loss, info = minibatch_loss(policy, rollouts, advantage, own, config)
             optimizer.zero_grad(set_to_none=True)
-            (weight * loss).backward()
-            info = {name: weight * x for name, x in {"loss": loss.item(), **info}.items()}
+            # As many blocks in every process: a sharded model needs all of them for each.
+            blocks = own.tensor_split(math.ceil(len(mb) / processes.world() / BLOCK))
+            info = backward(policy, rollouts, advantage, blocks, weight, config)
             infos.append(processes.add_up(trained, info))
             if not math.isfinite(infos[-1]["loss"]):  # a step with it would spoil every weight
                 raise FloatingPointError(
