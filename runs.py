@@ -71,7 +71,7 @@ class RunConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     sft: FitConfig = field(default_factory=lambda: FitConfig(steps=2500, batch=64))
-    filtered_bc: FitConfig = field(default_factory=lambda: FitConfig(steps=800, learning_rate=5e-4))
+    filtered_bc: FitConfig = field(default_factory=lambda: FitConfig(steps=4000))
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     simulator_fit: FitConfig = field(
         default_factory=lambda: FitConfig(
