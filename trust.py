@@ -1,5 +1,5 @@
-"""How often does the world model lie? Four instruments, each on real episodes that nothing was
-trained on.
+"""How often does the world model lie? Five instruments, four of them on real
+episodes that nothing was trained on.
 
 Paper's section: "The loop" lets simulator and reflector stand in for reality; here both are held
 against it.
@@ -10,6 +10,8 @@ against it.
     3 counterfactual  other actions from the same start: does the dream show what *these* do?
     4 branches        nearly the same actions from the same moment: does the dream rank them as
                       reality does? That ranking is all that LOOP learns from (branches.py)
+    5 pushes          the exploration episodes' own noise: does it do in the dream what it did in
+                      reality? The direction in which LOOP would move the policy (pushes.py)
 
                        reality: success   reality: failure
     dream: success     both               hallucinated     pays LOOP for what does not work
@@ -46,6 +48,8 @@ from evaluate import (
 )
 from films import grid, worst_film
 from gauge import play_both
+from policy import Policy
+from pushes import push_report
 from reflector import false_stops, judge_episodes, recall, right_verdicts
 from runs import Run
 from tasks import Start
@@ -312,13 +316,13 @@ def reflector_chart(card: dict, path: Path) -> None:
 
 
 def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str = "dev") -> dict:
-    """Measure all four on a run and write FILES into RUN/trust; `say` gets a line for each.
+    """Measure all five on a run and write FILES into RUN/trust; `say` gets a line for each.
 
     split: "dev", or "test" for reported figures only. Plays the policies "sft" and, where there is
     one, "policy". Returns the content of trust.json: "run", "split", "starts_per_task", "seed",
     "agreement": {policy: `agreement`}, "rank_over_checkpoints", "reflector": {"threshold", "real",
     "generated": `reflector_report`}, "counterfactual": `action_following`,
-    "branches": `branches.branch_truth`, "words": the lines.
+    "branches": `branches.branch_truth`, "pushes": `pushes.push_report`, "words": the lines.
 
     The files appear together when all went well; after a failure earlier ones are as they were.
     Where no pair disagrees there is no worst.gif. Raises BadRun (ValueError) for a missing or
@@ -351,6 +355,7 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
                 world, env, policies["sft"], kept, config.real_loop, count, config.seed
             )
             tell(_branches_words(branches))
+            pushes = _pushes(run, world, policies["sft"], exploration, tell)
         finally:
             env.close()
         # The gauge has played the policies of several iterations in both worlds already.
@@ -366,6 +371,7 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
             "reflector": card,
             "counterfactual": following,
             "branches": branches,
+            "pushes": pushes,
             "words": words,
         }
         text = json.dumps(result, indent=1, allow_nan=False)
@@ -413,6 +419,16 @@ def _following(world: WorldEnv, env, starts, seed: int, folder: Path, tell) -> d
     return following
 
 
+def _pushes(
+    run: Run, world: WorldEnv, sft: Policy, exploration: list[Episode], tell
+) -> dict | None:
+    # Those of later rounds are another policy's. They may be ones that the simulator learned from.
+    first = exploration[: len(run.config.tasks) * run.config.exploration]
+    report = push_report(world, sft, first)
+    tell(_pushes_words(report))
+    return report
+
+
 # ------------------------------------------------------------------------------------------- words
 
 
@@ -442,4 +458,19 @@ def _branches_words(branches: dict) -> str:
         f"branches: dream and reality agree in {percent(branches['agreement'])} of "
         f"{branches['groups']} x {branches['rollouts']}; inside the groups, which is what LOOP "
         f"learns from, their returns correlate with {value}"
+    )
+
+
+def _pushes_words(report: dict | None) -> str:
+    if report is None:
+        return "pushes: no exploration episode holds a push of the SFT policy"
+    signs = (
+        f"of {report['clear']} clear effects on real success the dream has {report['same_sign']} "
+        "with the same sign"
+        if report["clear"]
+        else "none has a clear effect on real success"
+    )
+    return (
+        f"pushes: {report['pushes']} recorded ones end alike in dream and reality in "
+        f"{with_interval(report['agreement'])}; {signs}"
     )

@@ -451,7 +451,12 @@ def scripted_run(folder, judge) -> SimpleNamespace:
         folder=folder,
         episodes_folder=folder / "episodes",
         config=SimpleNamespace(
-            tasks=TASKS, slots=4, env=CONFIG, seed=0, real_loop=LoopConfig(rollouts=4)
+            tasks=TASKS,
+            slots=4,
+            env=CONFIG,
+            seed=0,
+            exploration=3,
+            real_loop=LoopConfig(rollouts=4),
         ),
         stages={"rl": {"probes": PROBES}},
         checkpoint=lambda name: folder / "config.json",  # "policy" is there if this file is
@@ -475,7 +480,7 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     result = trust.trust(run, 2, lines.append)
     assert sorted(path.name for path in (tmp_path / "trust").iterdir()) == sorted(trust.FILES)
     saved = json.loads((tmp_path / "trust" / "trust.json").read_text())
-    assert saved == result and result["words"] == lines and len(lines) == 5
+    assert saved == result and result["words"] == lines and len(lines) == 6
     assert result["agreement"]["sft"]["table"]["neither"] == 6
     assert result["agreement"]["policy"]["table"]["missed"] == 6
     assert result["rank_over_checkpoints"] == pytest.approx(0.5)  # ranks 1, 2, 3 and 2, 1, 3
@@ -483,6 +488,7 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     assert result["reflector"]["generated"]["recall"] == 0  # and the deaf dream shows none
     assert result["counterfactual"]["n"] == 24
     assert (result["branches"]["groups"], result["branches"]["rollouts"]) == (6, 4)
+    assert result["pushes"]["pushes"] == 9  # actions that are not the policy's: all from the first
     assert lines[1] == (
         "policy: the dream and reality agree in 0 % of 6 starts (0 to 39; kappa 0.00); "
         "it hallucinates success in 0 %, misses it in 100 %"
@@ -582,5 +588,6 @@ def test_trust_of_a_real_run(tmp_path):
     assert measured["reflector"]["generated"]["false_stops"]["share"] == 1
     assert measured["counterfactual"]["n"] == 16
     assert (measured["branches"]["groups"], measured["branches"]["rollouts"]) == (4, 4)
+    assert measured["pushes"]["pushes"] == 4  # the expert's actions, against an untrained policy
     for path in run.folder.rglob("*.png"):
         assert path.stat().st_size > 10_000, path

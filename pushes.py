@@ -1,0 +1,144 @@
+"""Does the dream push the way reality does? An instrument that costs no real episode.
+
+Paper's section: "RL post-training" moves the mean of the policy towards the noise that paid. Every
+exploration episode of this project is such a trial in reality: the mean policy up to a decision,
+from there one *push*, the same in every chunk (ppo.LateExplorer), and a true outcome. Here the same
+push is made from the same moment in the dream, and both outcomes are regressed on the pushes:
+
+    y_i = c + b . u_i,    (c, b) = argmin  sum_i (y_i - c - b . u_i)^2 + |b|^2
+
+b is the direction in which reality, or the dream, would move the mean of the policy. Where the
+dream's b is another one, LOOP in the dream leads away from success, and more imagined rollouts only
+make that certain [measured here: results/RECIPE.md].
+
+Symbols: u (A,) a push in units of the policy's scale, y success (0 or 1), b the change of the
+success rate per unit, A action dimensions. Nothing here trains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from demos import Episode
+from dreams import moment
+from evaluate import wilson_share
+from fit import device_of
+from policy import Policy, to_tensors
+from ppo import play_branches
+from worldenv import WorldEnv
+
+LARGEST = 4.0  # scales; the few larger pushes count as this: Laplace noise has long tails
+CLEAR = 2.0  # standard errors from 0: an effect whose sign is known
+
+
+@dataclass
+class Push:
+    """One recorded trial."""
+
+    episode: Episode
+    decision: int  # the first that was pushed
+    size: np.ndarray  # (A,) float32, u
+
+
+def recover_pushes(policy: Policy, episodes: list[Episode]) -> list[Push]:
+    """The pushes of exploration episodes that `policy` played; episodes without one, or that had
+    succeeded before it, are left out."""
+    found = []
+    for episode in episodes:
+        seen = {
+            "image": episode.image[:-1],
+            "state": episode.state[:-1],
+            "instruction": [episode.instruction] * len(episode),
+        }
+        everywhere = np.ones(len(episode), bool)
+        parts = policy.in_blocks(*to_tensors(seen, everywhere, device_of(policy)))
+        mean, scale = parts[0].cpu().numpy(), parts[1].exp().cpu().numpy()  # (T, K, A)
+        pushed = np.abs(episode.action - mean.clip(-1, 1)).max((1, 2)) > 1e-3
+        decision = int(pushed.argmax())
+        if pushed.any() and decision < episode.until_success:
+            found.append(Push(episode, decision, _size(episode.action, mean, scale, decision)))
+    return found
+
+
+def _size(action: np.ndarray, mean: np.ndarray, scale: np.ndarray, decision: int) -> np.ndarray:
+    # a = clip(mu + s u): u is what the actions that were not clipped say;
+    # without any in a dimension, what the limit has left of it: it leads to the same action.
+    u = ((action - mean) / scale)[decision:].reshape(-1, action.shape[-1])
+    free = np.abs(action[decision:]).reshape(u.shape) < 1
+    known = np.ma.array(u, mask=~free & free.any(0))
+    return np.asarray(np.ma.median(known, axis=0), np.float32)
+
+
+def dream_pushes(world: WorldEnv, policy: Policy, pushes: list[Push]) -> np.ndarray:
+    """(n,) bool: the reflector's verdict on each push, made from the same real moment in the dream.
+    The policy answers to what it sees there."""
+    verdicts = []
+    for first in range(0, len(pushes), world.num_envs):
+        some = pushes[first : first + world.num_envs]
+        sizes = np.zeros((world.num_envs, len(some[0].size)), np.float32)
+        sizes[: len(some)] = [push.size for push in some]
+
+        def act(observation: dict, running: np.ndarray, sizes: np.ndarray = sizes) -> np.ndarray:
+            device = device_of(policy)
+            mean, log_scale = policy.in_blocks(*to_tensors(observation, running, device))
+            size = torch.from_numpy(sizes[running]).to(device)
+            chunks = np.zeros(world.action_space.shape, np.float32)
+            chunks[running] = (mean + log_scale.exp() * size[:, None]).clamp(-1, 1).cpu().numpy()
+            return chunks
+
+        robot = world.config.robot
+        states = [moment(push.episode, push.decision, robot) for push in some]
+        success, _, _ = play_branches(world, states, act, world.config.horizon, policy)
+        verdicts.append(success)
+    return np.concatenate(verdicts)
+
+
+def effects(sizes: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """b (A,) of the regression above, and its standard errors (A,). sizes (n, A), outcomes (n,)."""
+    x = np.c_[np.ones(len(sizes)), sizes.clip(-LARGEST, LARGEST)].astype(np.float64)
+    penalty = np.diag([0.0] + [1.0] * sizes.shape[1])
+    inverse = np.linalg.inv(x.T @ x + penalty)
+    b = inverse @ x.T @ outcomes
+    left = outcomes - x @ b
+    variance = (left**2).sum() / max(1, len(x) - x.shape[1])
+    return b[1:], np.sqrt(variance * np.diag(inverse))[1:]
+
+
+def push_report(world: WorldEnv, policy: Policy, episodes: list[Episode]) -> dict | None:
+    """Recorded pushes, made again in the dream.
+
+    episodes: exploration episodes of `policy`. Returns "pushes": how many; "agreement": share of
+    them whose outcomes are the same {"share", "low", "high"} (Wilson); "tasks": {task: {"n",
+    "real", "dream": {"effect": [A], "error": [A]}}}; "clear": how many real effects are more than
+    CLEAR standard errors from 0, "same_sign": how many of these have the dream's sign too.
+    None where no episode holds a push.
+    """
+    pushes = recover_pushes(policy, episodes)
+    if not pushes:
+        return None
+    real = np.array([push.episode.succeeded for push in pushes])
+    dreamt = dream_pushes(world, policy, pushes)
+    task_of = np.array([push.episode.task for push in pushes])
+    sizes = np.stack([push.size for push in pushes])
+    tasks, clear, same = {}, 0, 0
+    for task in dict.fromkeys(task_of.tolist()):
+        at = task_of == task
+        (b, error), (b_dream, error_dream) = (effects(sizes[at], y[at]) for y in (real, dreamt))
+        known = np.abs(b) > CLEAR * error
+        clear += int(known.sum())
+        same += int((known & (b * b_dream > 0)).sum())
+        tasks[task] = {
+            "n": int(at.sum()),
+            "real": {"effect": b.tolist(), "error": error.tolist()},
+            "dream": {"effect": b_dream.tolist(), "error": error_dream.tolist()},
+        }
+    return {
+        "pushes": len(pushes),
+        "agreement": wilson_share(int((real == dreamt).sum()), len(pushes)),
+        "tasks": tasks,
+        "clear": clear,
+        "same_sign": same,
+    }
