@@ -112,8 +112,10 @@ def push_report(world: WorldEnv, policy: Policy, episodes: list[Episode]) -> dic
 
     episodes: exploration episodes of `policy`. Returns "pushes": how many; "agreement": share of
     them whose outcomes are the same {"share", "low", "high"} (Wilson); "tasks": {task: {"n",
-    "real", "dream": {"effect": [A], "error": [A]}}}; "clear": how many real effects are more than
-    CLEAR standard errors from 0, "same_sign": how many of these have the dream's sign too.
+    "real", "dream", "lie": {"effect": [A], "error": [A]}}}, the last of the differences dream less
+    reality, push by push; "effects": tasks times A; "clear": how many real ones are more than CLEAR
+    standard errors from 0, "same_sign": how many of these have the dream's sign too; "differ": how
+    many lies are clear (by chance one in twenty).
     None where no episode holds a push.
     """
     pushes = recover_pushes(policy, episodes)
@@ -123,22 +125,22 @@ def push_report(world: WorldEnv, policy: Policy, episodes: list[Episode]) -> dic
     dreamt = dream_pushes(world, policy, pushes)
     task_of = np.array([push.episode.task for push in pushes])
     sizes = np.stack([push.size for push in pushes])
-    tasks, clear, same = {}, 0, 0
+    tasks, clear, same, differ = {}, 0, 0, 0
     for task in dict.fromkeys(task_of.tolist()):
-        at = task_of == task
-        (b, error), (b_dream, error_dream) = (effects(sizes[at], y[at]) for y in (real, dreamt))
-        known = np.abs(b) > CLEAR * error
+        u, y, dream = (x[task_of == task] for x in (sizes, real.astype(float), dreamt))
+        sides = {"real": effects(u, y), "dream": effects(u, dream), "lie": effects(u, dream - y)}
+        known, wrong = (np.abs(b) > CLEAR * e for b, e in (sides["real"], sides["lie"]))
         clear += int(known.sum())
-        same += int((known & (b * b_dream > 0)).sum())
-        tasks[task] = {
-            "n": int(at.sum()),
-            "real": {"effect": b.tolist(), "error": error.tolist()},
-            "dream": {"effect": b_dream.tolist(), "error": error_dream.tolist()},
-        }
+        same += int((known & (sides["real"][0] * sides["dream"][0] > 0)).sum())
+        differ += int(wrong.sum())
+        named = {n: {"effect": b.tolist(), "error": e.tolist()} for n, (b, e) in sides.items()}
+        tasks[task] = {"n": len(u), **named}
     return {
         "pushes": len(pushes),
         "agreement": wilson_share(int((real == dreamt).sum()), len(pushes)),
         "tasks": tasks,
+        "effects": len(tasks) * sizes.shape[1],
         "clear": clear,
         "same_sign": same,
+        "differ": differ,
     }

@@ -464,13 +464,9 @@ def _branches_words(branches: dict) -> str:
 def _pushes_words(report: dict | None) -> str:
     if report is None:
         return "pushes: no exploration episode holds a push of the SFT policy"
-    signs = (
-        f"of {report['clear']} clear effects on real success the dream has {report['same_sign']} "
-        "with the same sign"
-        if report["clear"]
-        else "none has a clear effect on real success"
-    )
     return (
         f"pushes: {report['pushes']} recorded ones end alike in dream and reality in "
-        f"{with_interval(report['agreement'])}; {signs}"
+        f"{with_interval(report['agreement'])}; of {report['effects']} effects on real success "
+        f"{report['clear']} are clear, {report['same_sign']} of them with the same sign in the "
+        f"dream; in {report['differ']} the dream clearly differs"
     )

@@ -60,6 +60,7 @@ def test_a_dream_that_is_reality_has_its_effects(trials):
     assert report["agreement"]["share"] == 1 and report["same_sign"] == report["clear"] >= 1
     task = report["tasks"][TASKS[0]]
     assert task["n"] == report["pushes"] and task["dream"] == task["real"]
+    assert report["differ"] == 0 and report["effects"] == 4
     assert task["real"]["effect"][0] > 2 * task["real"]["error"][0]
 
 
@@ -67,7 +68,9 @@ def test_a_contrary_dream_has_the_other_sign(trials):
     report = push_report(dream(Contrary()), Push(0.2), trials[0])
     task = report["tasks"][TASKS[0]]
     assert task["dream"]["effect"][0] < -2 * task["dream"]["error"][0]
-    assert report["same_sign"] < report["clear"]
+    assert report["same_sign"] < report["clear"] and report["differ"] >= 1
+    real, lie = (task[side]["effect"][0] for side in ("real", "lie"))
+    assert lie == pytest.approx(task["dream"]["effect"][0] - real)  # the regression is linear
 
 
 def test_a_deaf_dream_has_no_effects(trials):
