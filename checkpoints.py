@@ -41,9 +41,7 @@ def load_part(path: Path, part: nn.Module, description: dict) -> None:
     try:
         tensors, _ = read_tensors(path)
     except ValueError as error:  # what the disk refuses is no damage, and is told as it is
-        raise BadRun(
-            f"{path}: damaged or truncated ({error}); delete it and train again"
-        ) from error
+        raise _damaged(path, error) from error
     try:
         part.load_state_dict(tensors)
     except RuntimeError as error:
@@ -54,17 +52,34 @@ def load_part(path: Path, part: nn.Module, description: dict) -> None:
 def read_settings(path: Path):
     """The settings in a checkpoint's header, None where it has none; BadRun where the file is
     missing or damaged. No weight is read."""
+    text = _header(path).get("description", "null")
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def same_parts(first: Path, second: Path) -> bool:
+    """Whether two checkpoints hold the same weights and settings, by the checksums in their
+    headers. (Their files may differ: a header's words come in any order.)"""
+    sums = [_header(path).get("sha256") for path in (first, second)]
+    return sums[0] is not None and sums[0] == sums[1]
+
+
+def _header(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise BadRun(f"{path}: no such checkpoint; train it first: python cli.py train")
     try:
         with safe_open(path, framework="pt") as file:
-            return parse_json((file.metadata() or {}).get("description", "null"))
-    except (SafetensorError, ValueError) as error:
-        raise BadRun(
-            f"{path}: damaged or truncated ({error}); delete it and train again"
-        ) from error
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> BadRun:
+    return BadRun(f"{path}: damaged or truncated ({error}); delete it and train again")
 
 
 def check_settings(path: Path, description: dict) -> None:

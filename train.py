@@ -32,7 +32,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ import torch
 import demos
 import processes
 from camera import Camera
-from checkpoints import save_part
+from checkpoints import same_parts, save_part
 from demos import Episode, play
 from dreams import OwnRollouts, dream_along
 from evaluate import (
@@ -554,7 +553,7 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
     reflector = run.reflector() if "reflector" in run.stages else None
     # LOOP may have kept what it began with: the same policy is not played twice.
     begun, kept = run.checkpoint("filtered_bc"), run.checkpoint("policy")
-    unchanged = "filtered_bc" in names and cmp(begun, kept, shallow=False)
+    unchanged = "filtered_bc" in names and same_parts(begun, kept)
     for name in names[:-1] if unchanged else names:
         results[name] = evaluate_all(run.policy(name), env, starts, reflector)
     if unchanged:

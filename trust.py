@@ -1,5 +1,5 @@
-"""How often does the world model lie? Five instruments, four of them on real
-episodes that nothing was trained on.
+"""How often does the world model lie? Five instruments, four of them on real episodes
+that nothing was trained on.
 
 Paper's section: "The loop" lets simulator and reflector stand in for reality; here both are held
 against it.

@@ -21,7 +21,7 @@ from shared_work import CAMERA, EPISODES, SIZE, AnySlot, small_policy, weights
 from test_ppo import SIZE as WALK_SIZE
 
 import resume
-from checkpoints import BadRun, load_part, save_part
+from checkpoints import BadRun, load_part, same_parts, save_part
 from dreams import OwnRollouts
 from fit import FitConfig, fit
 from gauge import Gauge
@@ -234,6 +234,22 @@ def test_a_checkpoint_with_one_wrong_bit(tmp_path):
     damage(path)
     with pytest.raises(BadRun, match="damaged or truncated .its checksum is another.; delete it"):
         load_part(path, part, {"width": 30})
+
+
+def test_equal_parts_are_told_by_their_weights(tmp_path):
+    """Not by their files, in which a header's words come in any order."""
+    part = torch.nn.Linear(3, 3)
+    paths = [tmp_path / "checkpoints" / f"{i}.safetensors" for i in range(20)]
+    for path in paths:
+        save_part(path, part, {"width": 3})
+    assert len({path.read_bytes() for path in paths}) > 1
+    assert all(same_parts(paths[0], path) for path in paths)
+    with torch.no_grad():
+        part.bias[0] += 1e-3
+    save_part(paths[1], part, {"width": 3})
+    assert not same_parts(paths[0], paths[1])
+    with pytest.raises(BadRun, match="no such checkpoint"):
+        same_parts(paths[0], tmp_path / "missing.safetensors")
 
 
 def test_metrics_are_set_back(tmp_path):
