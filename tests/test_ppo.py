@@ -12,11 +12,13 @@ from policy import Policy, PolicyConfig, laplace_log_prob, to_float
 from ppo import (
     LateExplorer,
     LoopConfig,
+    backward,
     branch_rollouts,
     chunk_log_prob,
     clipped_loss,
     leave_one_out,
     loop,
+    minibatch_loss,
     no_signal,
     plain_rollouts,
     update,
@@ -454,6 +456,26 @@ def test_first_step_is_the_policy_gradient_over_decisions_before_the_stop():
                 p -= p.grad
     assert rows == 2 * (1 + 2 + 3 + 3)
     assert torch.allclose(weights(policy), weights(twin), atol=1e-5)
+
+
+def test_a_minibatch_in_blocks_is_one_minibatch():
+    """Gradient, loss and metrics of uneven blocks are those of all their rows at once."""
+    config, weight = LoopConfig(groups=4, rollouts=4, branch=2), 0.5
+    policy = small_policy()
+    rollouts = branch_rollouts(Walk(16, horizon=5), policy, starts(4), config, seeded())
+    rows = torch.arange(len(rollouts.member))
+    advantage = torch.randn(len(rows), generator=seeded())
+    found = []
+    for blocks in ((rows,), (rows[:5], rows[5:6], rows[6:])):
+        policy.zero_grad()
+        info = backward(policy, rollouts, advantage, blocks, weight, config)
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        found.append((gradient, info))
+    assert found[0][0].abs().max() > 1e-3
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
+    assert found[1][1] == pytest.approx(found[0][1], abs=1e-6)
+    whole, _ = minibatch_loss(policy, rollouts, advantage, rows, config)
+    assert found[0][1]["loss"] == pytest.approx(weight * whole.item(), abs=1e-6)
 
 
 def test_rows_of_zero_advantage_change_nothing():
