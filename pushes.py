@@ -31,7 +31,8 @@ from ppo import play_branches
 from worldenv import WorldEnv
 
 LARGEST = 4.0  # scales; the few larger pushes count as this: Laplace noise has long tails
-CLEAR = 2.0  # standard errors from 0: an effect whose sign is known
+CLEAR = 2.0  # standard errors from 0: an effect whose sign is known,
+FEWEST = 20  # if so many pushes of the task or more have shown it
 
 
 @dataclass
@@ -114,8 +115,8 @@ def push_report(world: WorldEnv, policy: Policy, episodes: list[Episode]) -> dic
     them whose outcomes are the same {"share", "low", "high"} (Wilson); "tasks": {task: {"n",
     "real", "dream", "lie": {"effect": [A], "error": [A]}}}, the last of the differences dream less
     reality, push by push; "effects": tasks times A; "clear": how many real ones are more than CLEAR
-    standard errors from 0, "same_sign": how many of these have the dream's sign too; "differ": how
-    many lies are clear (by chance one in twenty).
+    standard errors from 0, of tasks with FEWEST pushes or more; "same_sign": how many of these have
+    the dream's sign too; "differ": how many lies are clear (by chance one in twenty).
     None where no episode holds a push.
     """
     pushes = recover_pushes(policy, episodes)
@@ -129,7 +130,8 @@ def push_report(world: WorldEnv, policy: Policy, episodes: list[Episode]) -> dic
     for task in dict.fromkeys(task_of.tolist()):
         u, y, dream = (x[task_of == task] for x in (sizes, real.astype(float), dreamt))
         sides = {"real": effects(u, y), "dream": effects(u, dream), "lie": effects(u, dream - y)}
-        known, wrong = (np.abs(b) > CLEAR * e for b, e in (sides["real"], sides["lie"]))
+        enough = len(u) >= FEWEST
+        known, wrong = (enough & (np.abs(b) > CLEAR * e) for b, e in (sides["real"], sides["lie"]))
         clear += int(known.sum())
         same += int((known & (sides["real"][0] * sides["dream"][0] > 0)).sum())
         differ += int(wrong.sum())

@@ -8,7 +8,7 @@ from test_trust import CONFIG, HORIZON, TASKS, Bright, Deaf, Faithful, Push, Rea
 
 from demos import play
 from ppo import LateExplorer
-from pushes import LARGEST, dream_pushes, effects, push_report, recover_pushes
+from pushes import FEWEST, LARGEST, dream_pushes, effects, push_report, recover_pushes
 from tasks import Start
 from worldenv import WorldEnv
 
@@ -84,6 +84,12 @@ def test_the_dream_begins_at_the_moment_of_the_push(trials):
     pushes = recover_pushes(Push(0.2), trials[0])[: SLOTS + 3]
     outcomes = dream_pushes(dream(Faithful()), Push(0.2), pushes)
     assert outcomes.tolist() == [push.episode.succeeded for push in pushes]
+
+
+def test_a_few_pushes_make_nothing_clear(trials):
+    """Ten trials fit four numbers closely, whatever happened."""
+    report = push_report(dream(Contrary()), Push(0.2), trials[0][:10])
+    assert 2 <= report["pushes"] < FEWEST and report["clear"] == report["differ"] == 0
 
 
 def test_episodes_without_a_push_have_no_report(trials):
