@@ -588,6 +588,6 @@ def test_trust_of_a_real_run(tmp_path):
     assert measured["reflector"]["generated"]["false_stops"]["share"] == 1
     assert measured["counterfactual"]["n"] == 16
     assert (measured["branches"]["groups"], measured["branches"]["rollouts"]) == (4, 4)
-    assert measured["pushes"]["pushes"] == 4  # the expert's actions, against an untrained policy
+    assert measured["pushes"]["pushes"] == 2  # the expert's actions, against an untrained policy
     for path in run.folder.rglob("*.png"):
         assert path.stat().st_size > 10_000, path
