@@ -446,9 +446,10 @@ def backward(
     time: what a backward pass has to remember stays small, and in the processor's cache.
     Returns weight * ("loss" and the metrics)."""
     total: dict[str, float] = {}
+    rows = sum(len(block) for block in blocks)
     for block in blocks:
         loss, info = minibatch_loss(policy, rollouts, advantage, block, config)
-        share = weight * len(block) / sum(map(len, blocks))
+        share = weight * len(block) / rows
         (share * loss).backward()
         for name, x in {"loss": loss.item(), **info}.items():
             total[name] = total.get(name, 0.0) + share * x

@@ -76,25 +76,25 @@ def _size(action: np.ndarray, mean: np.ndarray, scale: np.ndarray, decision: int
 def dream_pushes(world: WorldEnv, policy: Policy, pushes: list[Push]) -> np.ndarray:
     """(n,) bool: the reflector's verdict on each push, made from the same real moment in the dream.
     The policy answers to what it sees there."""
-    verdicts = []
-    for first in range(0, len(pushes), world.num_envs):
-        some = pushes[first : first + world.num_envs]
-        sizes = np.zeros((world.num_envs, len(some[0].size)), np.float32)
-        sizes[: len(some)] = [push.size for push in some]
+    at_once = world.num_envs
+    some = [pushes[first : first + at_once] for first in range(0, len(pushes), at_once)]
+    return np.concatenate([_dream_batch(world, policy, batch) for batch in some])
 
-        def act(observation: dict, running: np.ndarray, sizes: np.ndarray = sizes) -> np.ndarray:
-            device = device_of(policy)
-            mean, log_scale = policy.in_blocks(*to_tensors(observation, running, device))
-            size = torch.from_numpy(sizes[running]).to(device)
-            chunks = np.zeros(world.action_space.shape, np.float32)
-            chunks[running] = (mean + log_scale.exp() * size[:, None]).clamp(-1, 1).cpu().numpy()
-            return chunks
 
-        robot = world.config.robot
-        states = [moment(push.episode, push.decision, robot) for push in some]
-        success, _, _ = play_branches(world, states, act, world.config.horizon, policy)
-        verdicts.append(success)
-    return np.concatenate(verdicts)
+def _dream_batch(world: WorldEnv, policy: Policy, pushes: list[Push]) -> np.ndarray:
+    device = device_of(policy)
+    sizes = torch.from_numpy(np.stack([push.size for push in pushes])).to(device)  # (b, A)
+
+    def pushed(observation: dict, running: np.ndarray) -> np.ndarray:
+        mean, log_scale = policy.in_blocks(*to_tensors(observation, running, device))
+        size = sizes[running[: len(pushes)]][:, None]  # the same in every step of the chunk
+        chunks = np.zeros(world.action_space.shape, np.float32)
+        chunks[running] = (mean + log_scale.exp() * size).clamp(-1, 1).cpu().numpy()
+        return chunks
+
+    states = [moment(push.episode, push.decision, world.config.robot) for push in pushes]
+    success, _, _ = play_branches(world, states, pushed, world.config.horizon, policy)
+    return success
 
 
 def effects(sizes: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

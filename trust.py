@@ -355,9 +355,9 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
                 world, env, policies["sft"], kept, config.real_loop, count, config.seed
             )
             tell(_branches_words(branches))
-            pushes = _pushes(run, world, policies["sft"], exploration, tell)
         finally:
             env.close()
+        pushes = _pushes(run, world, policies["sft"], exploration, tell)  # without anything real
         # The gauge has played the policies of several iterations in both worlds already.
         probes = [p for p in run.stages.get("rl", {}).get("probes", []) if "real" in p]
         rates = [[float(np.mean(p[kind])) for p in probes] for kind in ("imagined", "real")]
