@@ -19,6 +19,7 @@ MARKERS, LINES = "os^Dv", ("-", "--", "-.", ":")  # 7, 5 and 4: no two of many c
 POLICIES = {  # checkpoint -> label, colour, marker
     "sft": ("SFT", GREY, "^"),
     "filtered_bc": ("filtered BC", ORANGE, "s"),
+    "dream_bc": ("dream BC", GREEN, "v"),
     "policy": ("post-trained", BLUE, "o"),
 }
 

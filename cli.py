@@ -143,7 +143,7 @@ def train_command(
         typer.Option(help="Pretrained: autoencoder=ID_OR_FOLDER,unet=...,clip=...,geometry=..."),
     ] = "",
 ) -> None:
-    """Train: demos, sft, explore, filtered_bc, simulator, reflector, rl, evaluate.
+    """Train: demos, sft, explore, filtered_bc, simulator, reflector, dream_bc, rl, evaluate.
 
     Options that are left out come from the preset. Run again to resume; Ctrl-C ends a run safely.
     """

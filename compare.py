@@ -3,7 +3,8 @@
 From the same demonstrations and the same SFT policy, for every seed:
 
     sft                 imitation of the demonstrations
-    filtered_bc         it goes on with successful exploration episodes: where "dream" begins
+    filtered_bc         it goes on with successful exploration episodes
+    dream_bc            and with dreams of them: where LOOP in the dream begins
     more_sft            it goes on for as long without them
     real_equal_budget   LOOP in the real simulator, with no more real episodes than the dream cost
     real_equal_rollouts LOOP in the real simulator, with as many rollouts as in the dream
@@ -49,6 +50,7 @@ from runs import Run, RunConfig
 ON_THE_WAY = {  # method -> the stages of the run "dream" that it is made of
     "sft": ("demos", "sft"),
     "filtered_bc": ("demos", "sft", "explore", "filtered_bc"),
+    "dream_bc": stages.STAGES[: stages.STAGES.index("dream_bc") + 1],
 }
 RUNS = {  # method -> the stages that it shares with the run "dream"
     "dream": (),

@@ -254,6 +254,7 @@ def summarize_runs(results: Path) -> dict:
         _put(summary, "dream_gain_no_oracle", dream, lambda r: _gain(r, "none", "reflector"))
         _put_low(summary, "dream_gain_no_oracle")
         filtered = [r for r in dream if "filtered_bc" in r["stages"]]
+        dreamt = [r for r in dream if "dream_bc" in r["stages"]]
         if filtered:
             _put(summary, "filtered_bc_success", filtered,
                  lambda r: _success(r, "filtered_bc", "oracle"))  # fmt: skip
@@ -261,6 +262,12 @@ def summarize_runs(results: Path) -> dict:
                  lambda r: _success(r, "filtered_bc", "reflector"))  # fmt: skip
             _put(summary, "dream_gain_over_filtered_bc", filtered,
                  lambda r: _gain(r, "oracle", "oracle", "filtered_bc"))  # fmt: skip
+        if dreamt:
+            _put(summary, "dream_bc_success", dreamt, lambda r: _success(r, "dream_bc", "oracle"))
+            _put(summary, "dream_bc_success_reflector_stop", dreamt,
+                 lambda r: _success(r, "dream_bc", "reflector"))  # fmt: skip
+            _put(summary, "dream_gain_over_dream_bc", dreamt,
+                 lambda r: _gain(r, "oracle", "oracle", "dream_bc"))  # fmt: skip
         _put(summary, "sft_success_no_stop", dream, lambda r: _success(r, "sft", "none"))
         _put(
             summary, "sft_success_reflector_stop", dream, lambda r: _success(r, "sft", "reflector")
@@ -358,6 +365,12 @@ def results_block(summary: dict) -> str:
             "filtered_bc_success_reflector_stop",
             "",
         ),
+        (
+            "... and with dreams of them (dream BC)",
+            "dream_bc_success",
+            "dream_bc_success_reflector_stop",
+            "",
+        ),
         ("... and LOOP in the dream", "dream_success", "dream_success_reflector_stop", ""),
     )
     for label, oracle, reflector, none in rows:
@@ -368,7 +381,8 @@ def results_block(summary: dict) -> str:
     for label, key, scale, digits in (
         ("gain of LOOP in the real simulator over SFT, points", "simulator_loop_gain", 1, 1),
         ("gain of the whole method over SFT, oracle stop, points", "dream_gain_oracle", 1, 1),
-        ("... over filtered BC: what LOOP in the dream adds", "dream_gain_over_filtered_bc", 1, 1),
+        ("... over filtered BC: what the dream adds", "dream_gain_over_filtered_bc", 1, 1),
+        ("... over dream BC: what LOOP in the dream adds", "dream_gain_over_dream_bc", 1, 1),
         (
             "gain of the whole method with its stop over SFT without a stop, points",
             "dream_gain_no_oracle",

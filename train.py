@@ -9,14 +9,19 @@ each reads what the earlier ones left in the run folder and leaves its own.
                  imitation goes on with those of them that succeeded
     5 simulator  the world simulator learns from all episodes but those held out
     6 reflector  the instant reflector learns from them too, and from dreams of them
-    7 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
-    8 evaluate   real success on test starts: the three policies, three terminations
+    7 dream_bc   imitation goes on with the same episodes and dreams of them, so that the policy
+                 acts in the dream as it does in reality
+    8 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
+    9 evaluate   real success on test starts: all policies, three terminations
 
-With `--rounds 2` or more, 3 to 7 come again before 8: the post-trained policy collects a counted
+With `--rounds 2` or more, 3 to 8 come again before 9: the post-trained policy collects a counted
 number of new episodes, and imitation, simulator, reflector and LOOP go on with all of them.
 
 # DEVIATION: the paper's RL begins at the SFT policy; here at filtered BC, with the same real
 #   episodes; because they are paid for, and what LOOP adds to it is then what the dream is worth.
+# DEVIATION: the paper's policy has seen no dreamt frame before RL; here it has imitated along
+#   dreams of its real episodes; because a small policy from scratch acts otherwise on a frame with
+#   the errors of a small simulator, and the dream is then about another policy than the real one.
 
 A stage that is finished is skipped, and one that was killed goes on from its last state (resume.py)
 if it fits or is LOOP; where it plays real episodes or dreams along them it does so again. The run
@@ -63,13 +68,15 @@ from resume import Keeper, finishing_steps
 from runs import Clock, Run, RunConfig, versions
 from simulator import Simulator, transition_batches
 from tasks import SPLITS, Start
-from vecenv import VecRealEnv
+from vecenv import RealWorkers, VecRealEnv
 from worldenv import NoReflector, WorldEnv, start_frames
 
 STAGES = (
-    "demos", "sft", "explore", "filtered_bc", "simulator", "reflector", "rl", "evaluate",
+    "demos", "sft", "explore", "filtered_bc", "simulator", "reflector", "dream_bc", "rl",
+    "evaluate",
 )  # fmt: skip
-ROUND = ("explore", "filtered_bc", "simulator", "reflector", "rl")  # what `--rounds` repeats
+ROUND = STAGES[2:-1]  # what `--rounds` repeats
+IMITATION = ("sft", "filtered_bc", "dream_bc")  # policies on the way; the last is where LOOP begins
 OWN_ROLLOUTS = 16  # dreams that are added at a time while the simulator trains
 DECISIONS_AFTER_SUCCESS = 3  # decisions, so that the reflector sees frames after success
 
@@ -92,6 +99,7 @@ def train(
         "filtered_bc": stage_filtered_bc,
         "simulator": stage_simulator,
         "reflector": stage_reflector,
+        "dream_bc": stage_dream_bc,
         "rl": stage_rl,
         "evaluate": stage_evaluate,
     }
@@ -121,54 +129,13 @@ def stages_of(config: RunConfig) -> tuple[str, ...]:
         return ("demos", "sft", "rl", "evaluate")
     more = [f"{name}_{number}" for number in range(2, config.rounds + 1) for name in ROUND]
     names = (*STAGES[:-1], *more, STAGES[-1])
-    return tuple(n for n in names if config.extra_data or round_of(n)[0] != "filtered_bc")
+    return tuple(n for n in names if config.extra_data or round_of(n)[0] not in IMITATION[1:])
 
 
 def round_of(name: str) -> tuple[str, int]:
     """ "explore_2" -> ("explore", 2); "explore" -> ("explore", 1)."""
     stage, _, number = name.rpartition("_")
     return (stage, int(number)) if number.isdigit() else (name, 1)
-
-
-class RealWorkers:
-    """The real environment, started when it is first needed, with a ledger of what was played."""
-
-    def __init__(self, config: RunConfig):
-        self.config = config
-        self.env: VecRealEnv | None = None
-
-    def __enter__(self) -> RealWorkers:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self.env is not None:
-            self.env.close()
-
-    def open(self) -> VecRealEnv:
-        if self.env is None:
-            self.env = VecRealEnv(self.config.slots // processes.world(), self.config.env)
-        return self.env
-
-    def count(self) -> dict[str, int]:
-        """Real episodes and steps since the last call, of all processes."""
-        env = self.env
-        if env is None:
-            return {"real_episodes": 0, "real_steps": 0}
-        spent = {"real_episodes": env.real_resets, "real_steps": env.real_steps}
-        env.real_resets = env.real_steps = 0
-        return {name: processes.total(count) for name, count in spent.items()}
-
-    def state(self) -> dict:
-        """What was counted since the last call of `count`, for resume.py."""
-        spent = self.count()
-        self.set_state(spent)
-        return spent
-
-    def set_state(self, state: dict) -> None:
-        """Put back what `state` gave: the main process has it for all."""
-        if processes.is_main() and self.env is not None:
-            self.env.real_resets = state["real_episodes"]
-            self.env.real_steps = state["real_steps"]
 
 
 def _offset(config: RunConfig) -> int:
@@ -270,18 +237,52 @@ def stage_filtered_bc(run: Run, real: RealWorkers, progress, number: int = 1) ->
     exploration episodes that succeeded, each up to its success; leaves the checkpoint "filtered_bc"
     (filtered_bc_2, ...)."""
     config = run.config
-    demonstrations, exploration, _ = sources(run)
-    good = [episode for episode in exploration if episode.succeeded]
-    policy = run.policy("sft" if number == 1 else "policy")
-    if config.policy.backbone == "pretrained":
-        processes.shard(policy)
-    settings = config.filtered_bc
-    sample = imitation_batches(demonstrations + good, settings.batch, config.seed + 499 + number)
-    name = _named("filtered_bc", number)
-    result = _fit(policy, sample, settings, progress, run.keeper(name, config.checkpoint_every))
-    save_part(run.checkpoint(name), policy, asdict(config.policy))
+    demonstrations, good, _ = imitated(run)
+    sample = imitation_batches(
+        demonstrations + good, config.filtered_bc.batch, config.seed + 499 + number
+    )
+    begin, name = "sft" if number == 1 else "policy", _named("filtered_bc", number)
+    result = _imitate(run, begin, name, sample, config.filtered_bc, progress)
     line = f"{len(demonstrations)} demonstrations and {len(good)} successes imitated, "
     return {"line": line + f"L1 error {result['l1']:.3f}", "successes": len(good), **result}
+
+
+def imitated(run: Run) -> tuple[list[Episode], list[Episode], Camera]:
+    """(demonstrations, exploration episodes that succeeded, the camera): what filtered BC sees."""
+    demonstrations, exploration, camera = sources(run)
+    return demonstrations, [e for e in exploration if e.succeeded], camera
+
+
+def _imitate(run: Run, begin: str, name: str, sample, settings: FitConfig, progress) -> dict:
+    """Imitation goes on from the checkpoint `begin` and leaves `name`."""
+    policy = run.policy(begin)
+    if run.config.policy.backbone == "pretrained":
+        processes.shard(policy)
+    keeper = run.keeper(name, run.config.checkpoint_every)
+    result = _fit(policy, sample, settings, progress, keeper)
+    save_part(run.checkpoint(name), policy, asdict(run.config.policy))
+    return result
+
+
+def stage_dream_bc(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
+    """Filtered BC of the same round goes on, half as many steps at half the rate, with its episodes
+    and dreams of them: the same actions on dreamt frames. Leaves the checkpoint
+    "dream_bc" (dream_bc_2, ...).
+
+    What the dream gets wrong, an object that fades or lags behind, is then no reason for the policy
+    to act otherwise than in reality. No further real episode is needed."""
+    config, full = run.config, run.config.filtered_bc
+    demonstrations, good, camera = imitated(run)
+    world = open_loop(run, run.simulator(camera), OWN_ROLLOUTS)
+    episodes = demonstrations + good
+    dreams = dream_along(world, episodes)
+    sample = imitation_batches(episodes + dreams, full.batch, config.seed + 699 + number)
+    settings = replace(full, steps=max(1, full.steps // 2), learning_rate=full.learning_rate / 2)
+    begin, name = (_named(stage, number) for stage in IMITATION[1:])
+    result = _imitate(run, begin, name, sample, settings, progress)
+    line = f"{len(episodes)} episodes and dreams of them imitated, L1 error {result['l1']:.3f}"
+    ledger = {"imagined_frames": processes.total(world.imagined_frames)}
+    return {"line": line, "ledger": ledger, **result}
 
 
 def _fit(part, sample, settings: FitConfig, progress, keeper: Keeper) -> dict:
@@ -417,10 +418,10 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
 
 
 def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
-    """LOOP from filtered BC of the same round (without it from SFT, in later rounds from the
-    post-trained policy), in the dream or in reality; leaves the checkpoint "policy"."""
+    """LOOP from the imitation of the same round (without extra data from SFT, in later rounds from
+    the post-trained policy), in the dream or in reality; leaves the checkpoint "policy"."""
     config = run.config
-    begin = _named("filtered_bc", number)
+    begin = _named(IMITATION[-1], number)
     if begin not in run.stages:
         begin = "sft" if number == 1 else "policy"
     policy = run.policy(begin)
@@ -549,15 +550,14 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
     config = run.config
     env, starts = real.open(), test_starts(config.tasks, config.test_starts)
     results: dict[str, dict] = {}
-    names = ("sft", "filtered_bc", "policy") if "filtered_bc" in run.stages else ("sft", "policy")
+    names = [name for name in IMITATION if name in run.stages]
     reflector = run.reflector() if "reflector" in run.stages else None
     # LOOP may have kept what it began with: the same policy is not played twice.
-    begun, kept = run.checkpoint("filtered_bc"), run.checkpoint("policy")
-    unchanged = "filtered_bc" in names and same_parts(begun, kept)
-    for name in names[:-1] if unchanged else names:
+    unchanged = same_parts(run.checkpoint(names[-1]), run.checkpoint("policy"))
+    for name in names if unchanged else [*names, "policy"]:
         results[name] = evaluate_all(run.policy(name), env, starts, reflector)
     if unchanged:
-        results["policy"] = results["filtered_bc"]
+        results["policy"] = results[names[-1]]
     spent = real.count()
     gain = 100 * (results["policy"]["oracle"]["mean"] - results["sft"]["oracle"]["mean"])
     line = (

@@ -318,11 +318,12 @@ def reflector_chart(card: dict, path: Path) -> None:
 def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str = "dev") -> dict:
     """Measure all five on a run and write FILES into RUN/trust; `say` gets a line for each.
 
-    split: "dev", or "test" for reported figures only. Plays the policies "sft" and, where there is
-    one, "policy". Returns the content of trust.json: "run", "split", "starts_per_task", "seed",
-    "agreement": {policy: `agreement`}, "rank_over_checkpoints", "reflector": {"threshold", "real",
-    "generated": `reflector_report`}, "counterfactual": `action_following`,
-    "branches": `branches.branch_truth`, "pushes": `pushes.push_report`, "words": the lines.
+    split: "dev", or "test" for reported figures only. Plays the policies "sft" and, where they are,
+    "dream_bc" and "policy"; branches are those of the one that LOOP begins with. Returns the
+    content of trust.json: "run", "split", "starts_per_task", "seed", "agreement": {policy:
+    `agreement`}, "rank_over_checkpoints", "reflector": {"threshold", "real", "generated":
+    `reflector_report`}, "counterfactual": `action_following`, "branches": `branches.branch_truth`,
+    "pushes": `pushes.push_report`, "words": the lines.
 
     The files appear together when all went well; after a failure earlier ones are as they were.
     Where no pair disagrees there is no worst.gif. Raises BadRun (ValueError) for a missing or
@@ -330,8 +331,9 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
     """
     config = run.config
     starts = test_starts(config.tasks, starts_per_task, split)
-    names = [name for name in ("sft", "policy") if name == "sft" or run.checkpoint(name).is_file()]
-    policies = {name: run.policy(name) for name in names}
+    names = ("sft", "dream_bc", "policy")
+    policies = {n: run.policy(n) for n in names if n == "sft" or run.checkpoint(n).is_file()}
+    begins = policies.get("dream_bc", policies["sft"])
     _, exploration, camera = sources(run)
     _, kept = held_out(exploration)
     slots = min(config.slots, len(starts))
@@ -351,9 +353,7 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
             card = _card(world, kept, folder, tell)
             following = _following(world, env, starts, config.seed, folder, tell)
             count = len(config.tasks) * min(MOMENTS, starts_per_task)
-            branches = branch_truth(
-                world, env, policies["sft"], kept, config.real_loop, count, config.seed
-            )
+            branches = branch_truth(world, env, begins, kept, config.loop, count, config.seed)
             tell(_branches_words(branches))
         finally:
             env.close()

@@ -19,10 +19,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+import processes
 from camera import Camera
 from libero_env import LiberoEnv
 from libero_tasks import LIBERO_INSTRUCTIONS
-from processes import own_cores
 from render import choose_backend
 from tasks import DEFAULT_SUITE, SPLITS, ChunkedEnv, EnvConfig, RealEnv, Start, spaces
 
@@ -154,7 +154,7 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
 
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
-        for _ in range(min(workers or own_cores(), num_envs)):
+        for _ in range(min(workers or processes.own_cores(), num_envs)):
             ours, theirs = context.Pipe()
             process = context.Process(target=_worker, args=(theirs, self.config), daemon=True)
             with _ignoring_ctrl_c():
@@ -312,3 +312,46 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
                 process.join()
         for pipe in self._pipes:
             pipe.close()
+
+
+class RealWorkers:
+    """The real environment of a run, started when it is first needed, with a ledger of what was
+    played."""
+
+    def __init__(self, config):
+        """config: runs.RunConfig, of which `slots` and `env` are read."""
+        self.config = config
+        self.env: VecRealEnv | None = None
+
+    def __enter__(self) -> RealWorkers:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.env is not None:
+            self.env.close()
+
+    def open(self) -> VecRealEnv:
+        if self.env is None:
+            self.env = VecRealEnv(self.config.slots // processes.world(), self.config.env)
+        return self.env
+
+    def count(self) -> dict[str, int]:
+        """Real episodes and steps since the last call, of all processes."""
+        env = self.env
+        if env is None:
+            return {"real_episodes": 0, "real_steps": 0}
+        spent = {"real_episodes": env.real_resets, "real_steps": env.real_steps}
+        env.real_resets = env.real_steps = 0
+        return {name: processes.total(count) for name, count in spent.items()}
+
+    def state(self) -> dict:
+        """What was counted since the last call of `count`, for resume.py."""
+        spent = self.count()
+        self.set_state(spent)
+        return spent
+
+    def set_state(self, state: dict) -> None:
+        """Put back what `state` gave: the main process has it for all."""
+        if processes.is_main() and self.env is not None:
+            self.env.real_resets = state["real_episodes"]
+            self.env.real_steps = state["real_steps"]

@@ -275,7 +275,7 @@ def script_stage(run: Run, name: str) -> None:
         (run.folder / "pictures" / "demonstrations.png").write_text("a contact sheet")
     if stage == "simulator":
         (run.folder / "pictures" / "dream_reach.gif").write_text("a film")
-    if stage in ("sft", "filtered_bc", "simulator", "reflector", "rl"):
+    if stage in ("sft", "filtered_bc", "simulator", "reflector", "dream_bc", "rl"):
         path = run.checkpoint("policy" if stage == "rl" else stage)
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"weights of {stage}")
@@ -286,7 +286,7 @@ def script_stage(run: Run, name: str) -> None:
     if stage == "evaluate":
         means = {"sft": 0.25, "policy": 0.5 if config.rl_env == "real" else 0.75}
         if "filtered_bc" in run.stages:
-            means["filtered_bc"] = 0.375
+            means |= {"filtered_bc": 0.375, "dream_bc": 0.5}
         result["results"] = {k: {"oracle": {"mean": m}} for k, m in means.items()}
         result["ledger"] = {"evaluation_episodes": 8}
     run.finish_stage(name, 1.0, 1.0, result)
@@ -401,7 +401,8 @@ def test_shared_stages_are_played_once(tmp_path, played):
     of = {name: [s for run, s in played if run == f"seed1/{name}"] for name in compare.RUNS}
     assert of["dream"] == list(train.STAGES)
     assert of["real_equal_budget"] == of["real_equal_rollouts"] == ["rl", "evaluate"]
-    assert of["dream_no_extra_data"] == of["dream_neither"] == list(train.STAGES[4:])
+    untaught = [name for name in train.STAGES[4:] if name != "dream_bc"]
+    assert of["dream_no_extra_data"] == of["dream_neither"] == untaught
     assert of["dream_untrained_reflector"] == list(train.STAGES[5:])
     assert of["rounds"] == list(train.stages_of(replace(DEBUG, rounds=2))[2:])
 
@@ -701,6 +702,42 @@ def test_filtered_bc_imitates_demonstrations_and_successes(tmp_path, monkeypatch
     assert torch.equal(run.policy("sft").mean_head.weight, sft.mean_head.weight)
 
 
+def test_dream_bc_imitates_the_same_episodes_and_dreams_of_them(tmp_path, monkeypatch):
+    """From filtered BC of the same round, half of its steps at half its rate; a dream has the
+    actions of its episode."""
+    run = runs.Run.create(tmp_path / "run", DEBUG)
+    before = Policy(DEBUG.policy)
+    save_part(run.checkpoint("filtered_bc_2"), before, asdict(DEBUG.policy))
+    demonstrations = [SimpleNamespace(name="demo", succeeded=True)]
+    exploration = [SimpleNamespace(name=f"explored {i}", succeeded=i == 1) for i in range(3)]
+    monkeypatch.setattr(train, "sources", lambda run: (demonstrations, exploration, "camera"))
+    monkeypatch.setattr(train, "imitation_batches", lambda episodes, batch, seed: episodes)
+    monkeypatch.setattr(runs.Run, "simulator", lambda run, camera: f"simulator, {camera}")
+    world = SimpleNamespace(imagined_frames=0)
+    monkeypatch.setattr(train, "open_loop", lambda run, simulator, slots: world)
+
+    def dream_along(world, episodes):
+        world.imagined_frames += 10 * len(episodes)
+        return [SimpleNamespace(name=f"dream of {e.name}") for e in episodes]
+
+    seen = []
+
+    def fit(part, episodes, settings, on_step, keeper):
+        seen.append(([e.name for e in episodes], settings))
+        part.mean_head.weight.data += 1
+        return {"l1": 0.1}
+
+    monkeypatch.setattr(train, "dream_along", dream_along)
+    monkeypatch.setattr(train, "fit", fit)
+    result = train.stage_dream_bc(run, None, lambda *_: None, 2)
+    full = DEBUG.filtered_bc
+    half = replace(full, steps=full.steps // 2, learning_rate=full.learning_rate / 2)
+    names = ["demo", "explored 1", "dream of demo", "dream of explored 1"]
+    assert seen == [(names, half)] and result["ledger"] == {"imagined_frames": 20}
+    after = run.policy("dream_bc_2").mean_head.weight
+    assert torch.equal(after, before.mean_head.weight + 1)
+
+
 def test_a_stage_name_tells_its_round():
     """Only a number at the end is one."""
     assert train.round_of("filtered_bc") == ("filtered_bc", 1)
@@ -708,11 +745,11 @@ def test_a_stage_name_tells_its_round():
 
 
 def test_a_round_repeats_all_from_exploration_on():
-    """Filtered BC too, for it is what the round's LOOP begins with; without extra data there is
-    none to repeat."""
+    """Imitation too, for it is what the round's LOOP begins with; without extra data there is none
+    to repeat."""
     two = train.stages_of(replace(DEBUG, rounds=2))
-    again = ("explore_2", "filtered_bc_2", "simulator_2", "reflector_2", "rl_2")
+    again = ("explore_2", "filtered_bc_2", "simulator_2", "reflector_2", "dream_bc_2", "rl_2")
     assert two == (*train.STAGES[:-1], *again, "evaluate")
     alone = train.stages_of(replace(DEBUG, rounds=2, extra_data=False))
-    assert not [name for name in alone if "filtered_bc" in name] and len(alone) == len(two) - 2
+    assert not [name for name in alone if "_bc" in name] and len(alone) == len(two) - 4
     assert train._named("rl", 1) == "rl" and train._named("rl", 2) == "rl_2"

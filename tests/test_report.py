@@ -43,13 +43,14 @@ def result(successes: dict[str, int]) -> dict:
 
 
 def results(better: int) -> dict:
-    """SFT solves 10 of 20 starts in each task, filtered BC one more, the method `better` more."""
+    """SFT solves 10 of 20 starts in each task, filtered BC one more and dream BC
+    two, the method `better` more."""
     return {
         name: {
             termination: result({task: 10 + more - lost for task in DEBUG.tasks})
             for lost, termination in enumerate(("oracle", "reflector", "none"))
         }
-        for name, more in (("sft", 0), ("filtered_bc", 1), ("policy", better))
+        for name, more in (("sft", 0), ("filtered_bc", 1), ("dream_bc", 2), ("policy", better))
     }
 
 
@@ -67,6 +68,7 @@ def finished_run(folder: Path, better: int = 4, **settings) -> Run:
         "filtered_bc": {},
         "simulator": {"sim_psnr_1": 30.0, "sim_psnr_last": 20.0, "hand_mm": 5, "hand_mm_last": 9},
         "reflector": card | {"episodes": 8, "threshold": 0.6, "generated": card},
+        "dream_bc": {},
         "rl": {
             "history": [step, step | {"success": None}],
             "probes": [
@@ -208,7 +210,7 @@ def test_page_of_a_run(tmp_path):
     assert row[3:] == [f"70.0 [{100 * low:.1f}, {100 * high:.1f}]"] * 2
     for termination in ("oracle", "reflector", "none"):
         rows = [row for row in found.rows if row[1] == termination]
-        assert [row[0] for row in rows] == ["SFT", "filtered BC", "post-trained"]
+        assert [row[0] for row in rows] == ["SFT", "filtered BC", "dream BC", "post-trained"]
 
 
 def test_agreement_of_the_policy_that_was_kept(tmp_path):
@@ -332,10 +334,10 @@ def test_several_runs_in_one_page(tmp_path):
     oracle = rows[rows.index(["run", "seed", "state", "exploration"]) + 5 :][1:6]
     assert [row[0] for row in oracle] == [*names, "mean of seeds 0, 1, 2"]
     low, high = wilson(24, 40)
-    assert oracle[0][3] == f"60.0 [{100 * low:.1f}, {100 * high:.1f}]"
-    assert [row[4] for row in oracle[:4]] == ["+10.0", "+20.0", "+35.0", "+25.0"]
+    assert oracle[0][4] == f"60.0 [{100 * low:.1f}, {100 * high:.1f}]"
+    assert [row[5] for row in oracle[:4]] == ["+10.0", "+20.0", "+35.0", "+25.0"]
     mean, low, high = mean_interval([10.0, 20.0, 35.0])
-    assert oracle[4][4] == f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    assert oracle[4][5] == f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
     (agreement,) = [row for row in rows if row[0] == "seed0" and len(row) == 9]
     assert agreement[1].startswith("75.0 [") and agreement[2].startswith("25.0 [")
 
