@@ -546,7 +546,7 @@ def test_run_folder(debug_run):
     episodes, _, _ = demos.load(folder / "episodes", config.env, config.tasks)
     assert len(episodes) == len(config.tasks) * (config.demos + config.exploration)
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert {"sft", "filtered_bc", "simulator", "reflector", "gauge", "rl"} == {
+    assert {"sft", "filtered_bc", "simulator", "reflector", "dream_bc", "gauge", "rl"} == {
         step["stage"] for step in steps
     }
     rl = [step for step in steps if step["stage"] == "rl"]

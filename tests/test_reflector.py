@@ -313,8 +313,8 @@ def test_calibration_allows_few_false_stops(monkeypatch):
 
 
 def test_calibration_takes_the_smallest_of_what_chance_cannot_tell_apart(monkeypatch):
-    """10 of 12 successes have R = 0.8, one of 10 failures 0.6 and the others 0.2. Above 0.6 20 of 22
-    verdicts are right, standard error 0.061; above 0.2 19, which is 0.045 less; below it fewer."""
+    """10 of 12 successes have R = 0.8, one of 10 failures 0.6 and the others 0.2. Above 0.6, 20 of
+    22 verdicts are right, standard error 0.061; above 0.2, 19, 0.045 less; below it fewer."""
     labels = [[0, 1]] * 12 + [[0, 0]] * 10
     curves = [[0.8]] * 10 + [[0.1]] * 2 + [[0.2]] * 9 + [[0.6]]
     assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.2)
