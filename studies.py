@@ -253,21 +253,8 @@ def summarize_runs(results: Path) -> dict:
         # the post-trained policy has the reflector's stop.
         _put(summary, "dream_gain_no_oracle", dream, lambda r: _gain(r, "none", "reflector"))
         _put_low(summary, "dream_gain_no_oracle")
-        filtered = [r for r in dream if "filtered_bc" in r["stages"]]
-        dreamt = [r for r in dream if "dream_bc" in r["stages"]]
-        if filtered:
-            _put(summary, "filtered_bc_success", filtered,
-                 lambda r: _success(r, "filtered_bc", "oracle"))  # fmt: skip
-            _put(summary, "filtered_bc_success_reflector_stop", filtered,
-                 lambda r: _success(r, "filtered_bc", "reflector"))  # fmt: skip
-            _put(summary, "dream_gain_over_filtered_bc", filtered,
-                 lambda r: _gain(r, "oracle", "oracle", "filtered_bc"))  # fmt: skip
-        if dreamt:
-            _put(summary, "dream_bc_success", dreamt, lambda r: _success(r, "dream_bc", "oracle"))
-            _put(summary, "dream_bc_success_reflector_stop", dreamt,
-                 lambda r: _success(r, "dream_bc", "reflector"))  # fmt: skip
-            _put(summary, "dream_gain_over_dream_bc", dreamt,
-                 lambda r: _gain(r, "oracle", "oracle", "dream_bc"))  # fmt: skip
+        for name in ("filtered_bc", "dream_bc"):
+            _put_imitation(summary, [r for r in dream if name in r["stages"]], name)
         _put(summary, "sft_success_no_stop", dream, lambda r: _success(r, "sft", "none"))
         _put(
             summary, "sft_success_reflector_stop", dream, lambda r: _success(r, "sft", "reflector")
@@ -284,6 +271,24 @@ def summarize_runs(results: Path) -> dict:
     summary |= _counted(results)
     write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _put_imitation(summary: dict, records: list[dict], name: str) -> None:
+    """A policy on the way to the post-trained one, and what the rest of the way adds to it."""
+    if records:
+        _put(summary, f"{name}_success", records, lambda r: _success(r, name, "oracle"))
+        _put(
+            summary,
+            f"{name}_success_reflector_stop",
+            records,
+            lambda r: _success(r, name, "reflector"),
+        )
+        _put(
+            summary,
+            f"dream_gain_over_{name}",
+            records,
+            lambda r: _gain(r, "oracle", "oracle", name),
+        )
 
 
 def _counted(results: Path) -> dict[str, dict]:

@@ -456,11 +456,11 @@ def scripted_run(folder, judge) -> SimpleNamespace:
             env=CONFIG,
             seed=0,
             exploration=3,
-            real_loop=LoopConfig(rollouts=4),
+            loop=LoopConfig(rollouts=4),
         ),
         stages={"rl": {"probes": PROBES}},
-        checkpoint=lambda name: folder / "config.json",  # "policy" is there if this file is
-        policy=lambda name: Push({"sft": 0.1, "policy": 0.4}[name]),
+        checkpoint=lambda name: folder / "config.json",  # all but "sft" are there if this file is
+        policy=lambda name: Push({"sft": 0.1, "dream_bc": 0.1, "policy": 0.4}[name]),
         reflector=lambda: judge,
         simulator=lambda camera: Deaf(),
     )
@@ -480,7 +480,7 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     result = trust.trust(run, 2, lines.append)
     assert sorted(path.name for path in (tmp_path / "trust").iterdir()) == sorted(trust.FILES)
     saved = json.loads((tmp_path / "trust" / "trust.json").read_text())
-    assert saved == result and result["words"] == lines and len(lines) == 6
+    assert saved == result and result["words"] == lines and len(lines) == 7
     assert result["agreement"]["sft"]["table"]["neither"] == 6
     assert result["agreement"]["policy"]["table"]["missed"] == 6
     assert result["rank_over_checkpoints"] == pytest.approx(0.5)  # ranks 1, 2, 3 and 2, 1, 3
@@ -489,7 +489,7 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     assert result["counterfactual"]["n"] == 24
     assert (result["branches"]["groups"], result["branches"]["rollouts"]) == (6, 4)
     assert result["pushes"]["pushes"] == 9  # actions that are not the policy's: all from the first
-    assert lines[1] == (
+    assert lines[2] == (
         "policy: the dream and reality agree in 0 % of 6 starts (0 to 39; kappa 0.00); "
         "it hallucinates success in 0 %, misses it in 100 %"
     )
