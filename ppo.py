@@ -42,8 +42,6 @@ from policy import BLOCK, Policy, laplace_log_prob, to_float, to_tensors
 from resume import Keeper, set_training_state, training_state
 from tasks import Start
 
-SIZES = (0.5, 1.0, 1.5)  # of the pushes in exploration, times its noise
-
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -180,7 +178,7 @@ class Explorer:
             return chunks
         image, state, tokens = to_tensors(observation, running, device_of(self.policy))
         mean, log_scale = self.policy.in_blocks(image, state, tokens)
-        log_scale = log_scale + self._log_noise(running)
+        log_scale = log_scale + math.log(self.noise)
         # a ~ Laplace(mu, s): a = mu + s * sign(u) * -log(1 - |u|), u uniform in (-1, 1).
         draw = (-u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-6))).to(mean.device)
         sample = mean + log_scale.exp() * draw
@@ -217,9 +215,6 @@ class Explorer:
         draws = self._draw(int(everywhere.sum()), k)
         return draws[everywhere.cumsum()[own] - 1]
 
-    def _log_noise(self, running: np.ndarray) -> torch.Tensor | float:
-        return math.log(self.noise)
-
     def _draw(self, count: int, k: int) -> torch.Tensor:
         return 2 * torch.rand((count, k, self.policy.action_shape[1]), generator=self.generator) - 1
 
@@ -245,8 +240,7 @@ class Explorer:
 class LateExplorer(Explorer):
     """The mean policy up to a decision that is drawn for each slot, then noise that is held: the
     exploration episodes look like the branches that LOOP will ask the dream about. For one batch of
-    episodes; the decision is uniform in the first half of the horizon, the noise is `noise` times
-    one of SIZES: small pushes for near misses, large ones for contacts that are lost."""
+    episodes; the decision is uniform in the first half of the horizon."""
 
     def __init__(self, policy: Policy, noise: float, horizon: int, generator: torch.Generator):
         super().__init__(policy, noise, shared=True, generator=generator, held=True)
@@ -257,8 +251,6 @@ class LateExplorer(Explorer):
             everywhere = len(running) * processes.world()
             draws = processes.share(torch.rand(everywhere, generator=self.generator).numpy())
             self.begins = draws * self.horizon / 2
-            picks = torch.randint(len(SIZES), (everywhere,), generator=self.generator)
-            self.sizes = processes.share(torch.tensor(SIZES)[picks])
             self._uniform(running, 1)  # drawn now, in all processes, whenever it is needed
         late = running & (self.begins <= self.decision)
         self.decision += 1
@@ -267,11 +259,6 @@ class LateExplorer(Explorer):
             chunks[late] = super().act(observation, late)[late]
             self.rows.clear()  # nothing learns from these by PPO
         return chunks
-
-    def _log_noise(self, running: np.ndarray) -> torch.Tensor:
-        """(b, 1, 1) for the b running slots."""
-        sizes = self.noise * self.sizes[torch.from_numpy(running)]
-        return sizes.log()[:, None, None].to(device_of(self.policy))
 
 
 def _to_the_end(

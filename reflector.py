@@ -285,23 +285,18 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
 
 
 def calibrate(reflector: Reflector, episodes, allowed: float = 0.1) -> float:
-    """Set the threshold to an eta in {0.02, 0.04 ... 0.98}, chosen on held-out episodes among those
-    that stop at most the share `allowed` of them falsely (0.98 if all stop more): the smallest
-    whose share of right verdicts (see `right_verdicts`) is within one standard error of the best,
-
-        right(eta) >= right* - sqrt(right* (1 - right*) / episodes)
-
-    Over a wide range of eta verdicts are right equally often, but for chance. At its upper end R is
-    below eta at most successes that look a little different, as those of a dream do."""
+    """Set the threshold to the eta in {0.02, 0.04 ... 0.98} whose verdicts are right in most
+    held-out episodes (see `right_verdicts`) among those that stop at most the share `allowed` of
+    them falsely; of several equals the middle one, which lies farthest from where it would be
+    wrong; 0.98 if all stop more."""
     curves = judge_episodes(reflector, episodes)
     grid = (np.arange(1, 50) / 50).tolist()
     fit = [eta for eta in grid if false_stops(curves, episodes, eta) <= allowed] or [grid[-1]]
     right = [right_verdicts(curves, episodes, eta) for eta in fit]
-    best = max(right)
-    near = best - (best * (1 - best) / max(1, len(episodes))) ** 0.5
-    smallest = next(eta for eta, share in zip(fit, right, strict=True) if share >= near)
-    reflector.threshold.fill_(smallest)
-    return smallest
+    equals = [eta for eta, share in zip(fit, right, strict=True) if share == max(right)]
+    best = equals[len(equals) // 2]
+    reflector.threshold.fill_(best)
+    return best
 
 
 def right_verdicts(curves: list[np.ndarray], episodes, eta: float) -> float:

@@ -59,9 +59,9 @@ class RunConfig:
     tasks: tuple[str, ...] = DEFAULT_SUITE
     demos: int = 5  # expert demonstrations per task [paper]
     seed: int = 0
-    slots: int = 512  # environments played side by side in RL (real or imagined)
+    slots: int = 256  # environments played side by side in RL (real or imagined)
     exploration: int = 80  # exploration episodes per task; real interactions, counted in the ledger
-    exploration_noise: float = 2.0  # times the policy's Laplace scale and one of ppo.SIZES
+    exploration_noise: float = 1.5  # times the policy's Laplace scale
     extra_data: bool = True  # simulator and reflector learn from exploration too [paper's ablation]
     checkpoint_every: int = 100  # steps of a fit between two states to resume from; LOOP: each one
     rounds: int = 1  # how often explore ... rl are done; again with the post-trained policy
@@ -86,14 +86,13 @@ class RunConfig:
     reflector_fit: FitConfig = field(
         default_factory=lambda: FitConfig(steps=1400, learning_rate=1.5e-3, ema=0.99)
     )
-    # Noise that is held to the end of a branch is a question that the dream can answer: its
-    # advantages correlate with reality's, those of a few jolts do not [measured here: RECIPE.md].
-    loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(6, groups=64, branch=30, held=True, noise=1.5)
-    )
+    # The noise is that of LOOP in the real simulator. Noise that is held to the end of a branch is
+    # an easier question to a dream, but taught the policy what a noisy hand does [measured here:
+    # results/RECIPE.md].
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(iterations=8))
     real_loop: LoopConfig = field(default_factory=LoopConfig)  # with rl_env = "real"
     probes: int = 20  # real starts a task at which the gauge compares dream and reality; 0: never
-    probe_every: int = 3  # iterations of LOOP between two of its looks
+    probe_every: int = 4  # iterations of LOOP between two of its looks
     # what ends LOOP in the dream early and says which policy is kept: "real" episodes (gauge.py),
     # or "novelty" of the dreams, which needs none (novelty.py)
     stop_rule: str = "real"
@@ -224,7 +223,7 @@ def libero_scale() -> RunConfig:
         probes=4,
         test_starts=10,
         sft=replace(base.sft, steps=4000),
-        loop=replace(base.real_loop, iterations=8, groups=16),
+        loop=replace(base.loop, groups=16),
         real_loop=replace(base.real_loop, groups=16),
     )
 
@@ -241,6 +240,7 @@ def gpu_scale() -> RunConfig:
     base = RunConfig()
     return replace(
         base,
+        slots=512,
         checkpoint_every=500,
         simulator=SimulatorConfig(fold=2, channels=(128, 256, 384)),
         simulator_fit=replace(base.simulator_fit, steps=20_000, batch=128),

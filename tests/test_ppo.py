@@ -10,7 +10,6 @@ import torch
 
 from policy import Policy, PolicyConfig, laplace_log_prob, to_float
 from ppo import (
-    SIZES,
     LateExplorer,
     LoopConfig,
     backward,
@@ -395,29 +394,6 @@ def test_the_late_explorer_plays_the_mean_first_and_then_holds_its_noise():
     assert set(begins.tolist()) <= {0, 1, 2, 3, 4} and begins.max() == 4
     assert all(abs((begins == k).sum().item() - 16) < 5 * math.sqrt(12) for k in (1, 2, 3, 4))
     assert not explorer.rows
-
-
-def test_the_late_explorer_pushes_with_several_sizes():
-    """Each slot's push is `noise` times one of SIZES times its Laplace draw, to the end."""
-    policy, env, count = small_policy(), Hopeless(60, horizon=4), 60
-    explorer = LateExplorer(policy, 0.2, env.config.horizon, seeded())
-    observation, _ = env.reset(options={"starts": starts(count)})
-    for _ in range(env.config.horizon):
-        mean, log_scale = policy.distribution(
-            to_float(torch.from_numpy(observation["image"])),
-            torch.from_numpy(observation["state"]),
-            tokenize(observation["instruction"]),
-        )
-        chunks = explorer.act(observation, ~env.done)
-        observation, *_ = env.step(chunks)
-    u = explorer._first
-    draw = -u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-6))
-    sizes = (torch.from_numpy(chunks) - mean) / (0.2 * log_scale.exp() * draw)
-    inside = torch.from_numpy(chunks).abs() < 1  # clipped ones show less than was drawn
-    drawn = explorer.sizes[:, None, None].expand_as(sizes)
-    assert torch.allclose(sizes[inside], drawn[inside], atol=1e-3)
-    counts = [(explorer.sizes == size).sum().item() for size in SIZES]
-    assert sum(counts) == count and all(abs(n - 20) < 5 * math.sqrt(40 / 3) for n in counts)
 
 
 def test_returns_of_branches_pay_for_the_time_before_the_branch():

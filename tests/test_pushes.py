@@ -24,8 +24,7 @@ def explored(policy) -> tuple[list, np.ndarray, np.ndarray]:
         episodes += play(env, starts, explorer.act, "exploration", after_success=1)
         begins.append(np.ceil(explorer.begins))
         u = explorer._first[:, 0]
-        noise = NOISE * explorer.sizes[:, None]
-        sizes.append(noise * -u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-6)))
+        sizes.append(NOISE * -u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-6)))
     return episodes, np.concatenate(begins), torch.cat(sizes).numpy()
 
 
