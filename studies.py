@@ -344,6 +344,15 @@ def _generated(record: dict, key: str) -> float | None:
     return record["stages"]["reflector"].get("generated", {}).get(key)
 
 
+POLICY_ROWS = {  # label -> how its keys in summary.json begin
+    "SFT, five demonstrations a task": "sft",
+    "LOOP in the real simulator": "simulator_loop",
+    "filtered BC, with the exploration episodes that succeeded": "filtered_bc",
+    "... and with dreams of them (dream BC)": "dream_bc",
+    "... and LOOP in the dream": "dream",
+}
+
+
 def results_block(summary: dict) -> str:
     """The README's table, made from results/summary.json and nothing else."""
 
@@ -361,26 +370,12 @@ def results_block(summary: dict) -> str:
         "| real success on test starts, % | stop: oracle | stop: reflector | no stop |",
         "|---|---|---|---|",
     ]
-    rows = (
-        ("SFT, five demonstrations a task", "sft_success", "sft_success_reflector_stop", "no_stop"),
-        ("LOOP in the real simulator", "simulator_loop_success", "", ""),
-        (
-            "filtered BC, with the exploration episodes that succeeded",
-            "filtered_bc_success",
-            "filtered_bc_success_reflector_stop",
-            "",
-        ),
-        (
-            "... and with dreams of them (dream BC)",
-            "dream_bc_success",
-            "dream_bc_success_reflector_stop",
-            "",
-        ),
-        ("... and LOOP in the dream", "dream_success", "dream_success_reflector_stop", ""),
-    )
-    for label, oracle, reflector, none in rows:
-        stops = [cell(oracle), cell(reflector) if reflector else "-"]
-        stops.append(cell("sft_success_no_stop") if none else "-")
+    for label, key in POLICY_ROWS.items():
+        stops = [cell(f"{key}_success"), "-", "-"]
+        if key != "simulator_loop":  # it has no reflector
+            stops[1] = cell(f"{key}_success_reflector_stop")
+        if key == "sft":  # the others are to be stopped
+            stops[2] = cell("sft_success_no_stop")
         lines.append(f"| {label} | " + " | ".join(stops) + " |")
     lines += ["", "| measured | value |", "|---|---|"]
     for label, key, scale, digits in (

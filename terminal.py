@@ -56,6 +56,7 @@ NO_MEMORY = (
     "can't allocate memory",
     "out of memory",
     "Cannot allocate memory",
+    "could not create a primitive",  # oneDNN, which does torch's convolutions on a processor
 )
 LONGEST = 1000  # characters of a line: what was wrong may quote a file of any length
 
