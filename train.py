@@ -187,11 +187,8 @@ def stage_sft(run: Run, real: RealWorkers, progress) -> dict:
     policy = Policy(config.policy).to(run.device)
     policy.hand.look_through(camera)
     policy.set_state_statistics(np.concatenate([e.state for e in demonstrations]))
-    if config.policy.backbone == "pretrained":
-        processes.shard(policy)
     sample = imitation_batches(demonstrations, config.sft.batch, config.seed)
-    result = _fit(policy, sample, config.sft, progress, run.keeper("sft", config.checkpoint_every))
-    save_part(run.checkpoint("sft"), policy, asdict(config.policy))
+    result = _imitate(run, policy, "sft", sample, config.sft, progress)
     return {"line": f"L1 error {result['l1']:.3f}, mean scale {result['scale']:.3f}", **result}
 
 
@@ -241,8 +238,8 @@ def stage_filtered_bc(run: Run, real: RealWorkers, progress, number: int = 1) ->
     sample = imitation_batches(
         demonstrations + good, config.filtered_bc.batch, config.seed + 499 + number
     )
-    begin, name = "sft" if number == 1 else "policy", _named("filtered_bc", number)
-    result = _imitate(run, begin, name, sample, config.filtered_bc, progress)
+    policy, name = run.policy("sft" if number == 1 else "policy"), _named("filtered_bc", number)
+    result = _imitate(run, policy, name, sample, config.filtered_bc, progress)
     line = f"{len(demonstrations)} demonstrations and {len(good)} successes imitated, "
     return {"line": line + f"L1 error {result['l1']:.3f}", "successes": len(good), **result}
 
@@ -253,9 +250,8 @@ def imitated(run: Run) -> tuple[list[Episode], list[Episode], Camera]:
     return demonstrations, [e for e in exploration if e.succeeded], camera
 
 
-def _imitate(run: Run, begin: str, name: str, sample, settings: FitConfig, progress) -> dict:
-    """Imitation goes on from the checkpoint `begin` and leaves `name`."""
-    policy = run.policy(begin)
+def _imitate(run: Run, policy: Policy, name: str, sample, settings: FitConfig, progress) -> dict:
+    """The policy imitates; leaves the checkpoint `name`."""
     if run.config.policy.backbone == "pretrained":
         processes.shard(policy)
     keeper = run.keeper(name, run.config.checkpoint_every)
@@ -279,7 +275,7 @@ def stage_dream_bc(run: Run, real: RealWorkers, progress, number: int = 1) -> di
     sample = imitation_batches(episodes + dreams, full.batch, config.seed + 699 + number)
     settings = replace(full, steps=max(1, full.steps // 2), learning_rate=full.learning_rate / 2)
     begin, name = (_named(stage, number) for stage in IMITATION[1:])
-    result = _imitate(run, begin, name, sample, settings, progress)
+    result = _imitate(run, run.policy(begin), name, sample, settings, progress)
     line = f"{len(episodes)} episodes and dreams of them imitated, L1 error {result['l1']:.3f}"
     ledger = {"imagined_frames": processes.total(world.imagined_frames)}
     return {"line": line, "ledger": ledger, **result}
