@@ -70,8 +70,8 @@ class RunConfig:
     rl_env: str = "dream"  # RL in the "dream" (the method) or "real" (the simulator-LOOP baseline)
     env: EnvConfig = field(default_factory=EnvConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    sft: FitConfig = field(default_factory=lambda: FitConfig(steps=2500, batch=64))
-    filtered_bc: FitConfig = field(default_factory=lambda: FitConfig(steps=4000))
+    sft: FitConfig = field(default_factory=lambda: FitConfig(steps=2500, bf16=True))
+    filtered_bc: FitConfig = field(default_factory=lambda: FitConfig(steps=4000, bf16=True))
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     simulator_fit: FitConfig = field(
         default_factory=lambda: FitConfig(
@@ -84,7 +84,7 @@ class RunConfig:
     own_rollouts_after: float = 0.2  # share of the simulator's steps before its first own rollouts
     reflector: ReflectorConfig = field(default_factory=ReflectorConfig)
     reflector_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(steps=1400, learning_rate=1.5e-3, ema=0.99)
+        default_factory=lambda: FitConfig(steps=1400, learning_rate=1.5e-3, ema=0.99, bf16=True)
     )
     # The noise is that of LOOP in the real simulator. Noise that is held to the end of a branch is
     # an easier question to a dream, but taught the policy what a noisy hand does [measured here:
@@ -349,11 +349,11 @@ def with_pretrained(config: RunConfig, checkpoint: str) -> RunConfig:
     return replace(
         config,
         policy=replace(config.policy, backbone="pretrained", pretrained=large),
-        sft=replace(config.sft, learning_rate=1e-4),
-        filtered_bc=replace(config.filtered_bc, learning_rate=1e-4),
+        sft=replace(config.sft, learning_rate=1e-4, bf16=False),  # the backbone says for itself
+        filtered_bc=replace(config.filtered_bc, learning_rate=1e-4, bf16=False),
         reflector=replace(config.reflector, pretrained=frozen(checkpoint)),
         # No averaged weights: that would hold the frozen model twice, to average a head.
-        reflector_fit=replace(config.reflector_fit, ema=0.0),
+        reflector_fit=replace(config.reflector_fit, ema=0.0, bf16=False),
         loop=replace(config.loop, **rates),
         real_loop=replace(config.real_loop, **rates),
     )
