@@ -22,6 +22,8 @@ from demos import parse_json
 from policy import Policy, PolicyConfig
 from resume import read_tensors, write_tensors
 
+AGAIN = "delete it, take its stage out of stages.json, and train again"
+
 
 class BadRun(ValueError):
     """A run folder or checkpoint that cannot be used; the message is one line with the remedy."""
@@ -45,7 +47,7 @@ def load_part(path: Path, part: nn.Module, description: dict) -> None:
     try:
         part.load_state_dict(tensors)
     except RuntimeError as error:
-        raise BadRun(f"{path}: weights do not fit the model; delete it and train again") from error
+        raise BadRun(f"{path}: weights do not fit the model; {AGAIN}") from error
     part.eval()
 
 
@@ -79,7 +81,7 @@ def _header(path: Path) -> dict[str, str]:
 
 
 def _damaged(path: Path, error: Exception) -> BadRun:
-    return BadRun(f"{path}: damaged or truncated ({error}); delete it and train again")
+    return BadRun(f"{path}: damaged or truncated ({error}); {AGAIN}")
 
 
 def check_settings(path: Path, description: dict) -> None:

@@ -385,6 +385,21 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, arguments, words):
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("names", [["run"], ["run", "other"]])
+def test_a_record_that_lacks_a_key_is_one_line(tmp_path, monkeypatch, names):
+    """A stages.json of another version, or edited by hand."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(names):
+        run = finished_run(tmp_path / name, seed=seed)
+    for result in run.stages["evaluate"]["results"].values():
+        for of_termination in result.values():
+            del of_termination["low"]
+    (run.folder / "stages.json").write_text(json.dumps(run.stages))
+    before = tree(tmp_path)
+    assert_one_line(in_process("report", *names), names[-1], "no 'low'", "train again")
+    assert tree(tmp_path) == before
+
+
 # --- a browser -----------------------------------------------------------------------------------
 
 
