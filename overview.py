@@ -6,9 +6,8 @@ has the mean over seeds with Student's 95 % interval, as in the README's table.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,17 @@ from charts import POLICIES, curves_chart
 from demos import write_atomically
 from evaluate import TERMINATIONS, mean_interval
 from page import html_page, plain
-from report import flat_settings, kept_agreement, of_rounds, rate, table, whole_loop, write_report
-from runs import BadRun, Run
+from report import (
+    flat_settings,
+    kept_agreement,
+    of_rounds,
+    rate,
+    table,
+    what_is_missing,
+    whole_loop,
+    write_report,
+)
+from runs import Run
 from terminal import check_output
 from train import stages_of
 
@@ -38,8 +46,7 @@ def write(folders: list[Path], out: Path | None = None) -> list[Path]:
         if out is not None:
             raise ValueError("--out: got one run; expected several; one is written into its folder")
         check_output(runs[0].folder, REPORT_MB)
-        with _telling_what_is_missing(folders):
-            path = write_report(runs[0])
+        path = write_report(runs[0])
         return [path, path.with_suffix(".html")]
     places = [folder.resolve() for folder in folders]
     for place in places:
@@ -49,23 +56,11 @@ def write(folders: list[Path], out: Path | None = None) -> list[Path]:
     if path.suffix != ".html" or path.is_dir():
         raise ValueError(f"--out: got {path}; expected a file that ends in .html; choose another")
     check_output(path.parent, REPORT_MB)
-    with _telling_what_is_missing(folders):
+    with what_is_missing(folders):
         page = overview(dict(zip(short_names(places), runs, strict=True)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page.encode())
     return [path]
-
-
-@contextlib.contextmanager
-def _telling_what_is_missing(folders: list[Path]) -> Iterator[None]:
-    """A record that lacks a key, of another version or edited by hand, as BadRun."""
-    try:
-        yield
-    except KeyError as error:
-        raise BadRun(
-            f"{', '.join(map(str, folders))}: a stages.json has no {error}; expected what `train` "
-            "of this version writes; report it with the version that trained it, or train again"
-        ) from error
 
 
 def short_names(places: list[Path]) -> list[str]:

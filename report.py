@@ -7,7 +7,9 @@ The HTML page is the Markdown text, rendered by page.py with pictures and films 
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,12 +40,15 @@ from worldenv import WorldEnv, start_frames
 
 def write_report(run: Run) -> Path:
     """Write report.md, report.html and their charts (pictures/*.png) into the run folder; return
-    the path of report.md. Raises BadRun (ValueError) for a damaged RUN/trust/trust.json."""
+    the path of report.md. Raises BadRun (ValueError) for a damaged RUN/trust/trust.json, and for a
+    stages.json that lacks something."""
     sections = [_title, _results, _learning, _gauge, _trust, _films, _reflector, _simulator, _rl]
     sections += [_cost, _ledger, _settings, _versions, _pictures]
-    written = ["\n".join(section(run)) for section in sections]  # "" where a stage has not run yet
+    with what_is_missing([run.folder]):
+        written = ["\n".join(section(run)) for section in sections]  # "" where a stage has not run
+        charts = _charts(run)
     text = "\n\n".join(part for part in written if part) + "\n"
-    for name, chart in _charts(run).items():
+    for name, chart in charts.items():
         (run.folder / "pictures").mkdir(exist_ok=True)
         write_atomically(run.folder / "pictures" / name, chart)
     page = html_page(text, lambda name: _bytes(run.folder / name))
@@ -51,6 +56,18 @@ def write_report(run: Run) -> Path:
     path = run.folder / "report.md"
     write_atomically(path, text.encode())
     return path
+
+
+@contextlib.contextmanager
+def what_is_missing(folders: list[Path]) -> Iterator[None]:
+    """A record that lacks a key, of another version or edited by hand, as BadRun."""
+    try:
+        yield
+    except KeyError as error:
+        raise BadRun(
+            f"{', '.join(map(str, folders))}: a stages.json has no {error}; expected what `train` "
+            "of this version writes; report it with the version that trained it, or train again"
+        ) from error
 
 
 def _charts(run: Run) -> dict[str, bytes]:

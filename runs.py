@@ -349,7 +349,7 @@ def with_pretrained(config: RunConfig, checkpoint: str) -> RunConfig:
     return replace(
         config,
         policy=replace(config.policy, backbone="pretrained", pretrained=large),
-        sft=replace(config.sft, learning_rate=1e-4, bf16=False),  # PretrainedConfig says
+        sft=replace(config.sft, learning_rate=1e-4, bf16=False),  # see PretrainedConfig.bf16
         filtered_bc=replace(config.filtered_bc, learning_rate=1e-4, bf16=False),
         reflector=replace(config.reflector, pretrained=frozen(checkpoint)),
         # No averaged weights: that would hold the frozen model twice, to average a head.

@@ -235,18 +235,15 @@ def summarize_runs(results: Path) -> dict:
         # Time and memory count only where the run had the whole machine to itself. A record of a
         # run that did not has "timed": false, set by hand, with a note that says why.
         timed = [r for r in dream if r.get("timed", True)]
-        if timed:
-            _put(summary, "train_minutes", timed, lambda r: _over_stages(r, "seconds", sum) / 60)
-            _put(summary, "train_peak_gib", timed, lambda r: _over_stages(r, "peak_gib", max))
+        _put(summary, "train_minutes", timed, lambda r: _over_stages(r, "seconds", sum) / 60)
+        _put(summary, "train_peak_gib", timed, lambda r: _over_stages(r, "peak_gib", max))
         for depth in ("1", "5", "last"):
             for kind in ("sim", "copy"):
                 key = f"{kind}_psnr_{depth}"
                 _put(summary, key, dream, partial(_of_simulator, key=key))
         for key, value in INSTRUMENTS.items():
             # Runs made before an instrument was built, or where it had nothing to measure, lack it.
-            measured = [r for r in dream if value(r) is not None]
-            if measured:
-                _put(summary, key, measured, value)
+            _put(summary, key, [r for r in dream if value(r) is not None], value)
         _put(summary, "dream_gain_oracle", dream, lambda r: _gain(r, "oracle", "oracle"))
         _put_low(summary, "dream_gain_oracle")
         # Without the oracle: SFT runs to the horizon and its end counts;
@@ -275,20 +272,11 @@ def summarize_runs(results: Path) -> dict:
 
 def _put_imitation(summary: dict, records: list[dict], name: str) -> None:
     """A policy on the way to the post-trained one, and what the rest of the way adds to it."""
-    if records:
-        _put(summary, f"{name}_success", records, lambda r: _success(r, name, "oracle"))
-        _put(
-            summary,
-            f"{name}_success_reflector_stop",
-            records,
-            lambda r: _success(r, name, "reflector"),
-        )
-        _put(
-            summary,
-            f"dream_gain_over_{name}",
-            records,
-            lambda r: _gain(r, "oracle", "oracle", name),
-        )
+    stopped = f"{name}_success_reflector_stop"
+    _put(summary, f"{name}_success", records, lambda r: _success(r, name, "oracle"))
+    _put(summary, stopped, records, lambda r: _success(r, name, "reflector"))
+    gain = f"dream_gain_over_{name}"
+    _put(summary, gain, records, lambda r: _gain(r, "oracle", "oracle", name))
 
 
 def _counted(results: Path) -> dict[str, dict]:
@@ -449,7 +437,10 @@ def _put_low(summary: dict, key: str) -> None:
 
 
 def _put(summary: dict, key: str, records: list[dict], value: Callable[[dict], float]) -> None:
-    """Mean over runs with Student's 95 % interval; n is the number of runs (seeds)."""
+    """Mean over runs with Student's 95 % interval; n is the number of runs (seeds). Nothing where
+    there is no run."""
+    if not records:
+        return
     mean, low, high = mean_interval([value(r) for r in records])
     finite = [None if not math.isfinite(x) else round(x, 4) for x in (low, high)]
     summary[key] = {

@@ -397,6 +397,8 @@ def test_a_record_that_lacks_a_key_is_one_line(tmp_path, monkeypatch, names):
     (run.folder / "stages.json").write_text(json.dumps(run.stages))
     before = tree(tmp_path)
     assert_one_line(in_process("report", *names), names[-1], "no 'low'", "train again")
+    with pytest.raises(BadRun, match="no 'low'"):  # as at the end of `train`
+        report.write_report(run)
     assert tree(tmp_path) == before
 
 
