@@ -126,7 +126,7 @@ def build(
         reflector.hand.look_through(camera)
         policy.set_state_statistics(np.concatenate([e.state for e in episodes]))
         simulator = filled_simulator(config, episodes, camera)
-    reflector.threshold.fill_(NEVER)
+    reflector.dream_threshold.fill_(NEVER)
     return Parts(config, policy.eval(), simulator.eval(), reflector.eval(), episodes)
 
 

@@ -103,10 +103,11 @@ def curves_chart(loops: dict[str, tuple[list[dict], list[dict]]]) -> bytes:
     return png(figure)
 
 
-def reward_curves(curves: dict, eta: float, first_success: int | None) -> bytes:
+def reward_curves(curves: dict, etas: dict, first_success: int | None) -> bytes:
     """A PNG of the reflector's R over decisions on real and on dreamed frames of the same actions.
 
-    curves: {"real": (T,), "dream": (T,)}; first_success: the decision that succeeded, or None.
+    curves: {"real": (T,), "dream": (T,)}; etas: the threshold of each; first_success: the
+    decision that succeeded, or None.
     """
     from matplotlib.figure import Figure
 
@@ -116,7 +117,8 @@ def reward_curves(curves: dict, eta: float, first_success: int | None) -> bytes:
         decisions = np.arange(1, len(curves[name]) + 1)
         label = f"{name} frames"
         axes.plot(decisions, curves[name], style, color=colour, markersize=4, label=label)
-    axes.axhline(eta, color=GREY, linestyle="--", label=f"stop above {eta:.2f}")
+        stop = f"stop: twice above {etas[name]:.2f}"
+        axes.axhline(etas[name], color=colour, linestyle="--", linewidth=1, label=stop)
     if first_success is not None:
         axes.axvline(first_success, color=GREEN, linestyle=":", label="real success")
     axes.locator_params(axis="x", integer=True)

@@ -280,12 +280,12 @@ def imagine_command(
         episode, dream, curves = report.real_and_dream(
             run, simulator, reflector, policy, task, seed
         )
-        eta = float(reflector.threshold)
+        etas = {"real": float(reflector.threshold), "dream": float(reflector.dream_threshold)}
         demos.write_film(temporary / f"{name}.gif", films.side_by_side([episode.image, dream]))
         demos.write_png(temporary / f"{name}.png", films.strip([episode.image, dream]))
-        chart = charts.reward_curves(curves, eta, episode.first_success)
+        chart = charts.reward_curves(curves, etas, episode.first_success)
         demos.write_atomically(temporary / f"{name}_reward.png", chart)
-    print(report.imagine_numbers(episode, dream, curves, eta))
+    print(report.imagine_numbers(episode, dream, curves, etas["dream"]))
     for ending in (".gif", ".png", "_reward.png"):
         print(out / f"{name}{ending}")
 

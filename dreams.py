@@ -42,9 +42,10 @@ def dream_along(
 
 
 def moment(episode: Episode, t: int, robot: Robot = METAWORLD) -> tuple:
-    """The real state before decision t of an episode, as `WorldEnv.set_states` continues it."""
+    """The real state before decision t of an episode, as `WorldEnv.set_states` continues it
+    (the last entry: no frame of it has been judged)."""
     motion = motion_before(episode, t, robot)
-    return episode.image[: t + 1], episode.state[t], motion, episode.instruction
+    return episode.image[: t + 1], episode.state[t], motion, episode.instruction, 0.0
 
 
 def _dream_batch(world: WorldEnv, episodes: list[Episode], begins: np.ndarray) -> list[Episode]:

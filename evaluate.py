@@ -14,7 +14,7 @@ import numpy as np
 
 from demos import Episode, play
 from dreams import dream_along
-from reflector import false_stops, judge_episodes, recall
+from reflector import false_stops, judge_episodes, recall, stop_at
 from tasks import Start, check_fixed_starts, split_seeds
 
 TERMINATIONS = ("oracle", "reflector", "none")
@@ -91,16 +91,29 @@ def evaluate(policy, env, starts: list[Start], termination: str, reflector=None)
     return judge_terminations(episodes, reflector)[termination]
 
 
+def evaluate_all(policy, env, starts: list[Start], reflector) -> dict[str, dict]:
+    """Results by termination; "none" and "reflector" judge the same episodes, which run to the
+    horizon. One that never succeeds does so under the oracle too, and is not played again."""
+    stopped = play(env, starts, policy.act, "evaluation", after_success=0)
+    again = [start for start, e in zip(starts, stopped, strict=True) if e.succeeded]
+    longer = iter(play(env, again, policy.act, "evaluation", after_success=None))
+    unstopped = [next(longer) if e.succeeded else e for e in stopped]
+    oracle = summarize(stopped, [e.succeeded for e in stopped], "oracle")
+    return {"oracle": oracle, **judge_terminations(unstopped, reflector)}
+
+
 def judge_terminations(episodes: list[Episode], reflector) -> dict[str, dict]:
     """Episodes that ran to the horizon -> results for "none" and, with a reflector,
-    "reflector" (the same episodes)."""
+    "reflector" (the same episodes), with the share of them that it stops falsely."""
     results = {"none": summarize(episodes, [bool(e.success[-1]) for e in episodes], "none")}
     if reflector is not None:
-        ended, eta = [], float(reflector.threshold)
-        for curve, episode in zip(judge_episodes(reflector, episodes), episodes, strict=True):
-            stops = np.flatnonzero(curve > eta)
-            ended.append(bool(episode.success[stops[0] + 1 if len(stops) else -1]))
+        eta, curves = float(reflector.threshold), judge_episodes(reflector, episodes)
+        ended = [
+            bool(episode.success[stop_at(curve, eta) or -1])
+            for curve, episode in zip(curves, episodes, strict=True)
+        ]
         results["reflector"] = summarize(episodes, ended, "reflector")
+        results["reflector"]["false_stops"] = false_stops(curves, episodes, eta)
     return results
 
 
@@ -309,14 +322,13 @@ def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
     }
 
 
-def reflector_card(reflector, episodes: list[Episode]) -> dict:
+def reflector_card(reflector, episodes: list[Episode], eta: float) -> dict:
     """How the reflector judges held-out episodes, real ones or dreams that kept the real labels.
 
-    Over frames: AUROC, ECE and Brier score of R (see `reliability`). Over episodes, at the run's
-    eta: false stops with Wilson's interval; recall, among episodes that succeed the share that is
+    Over frames: AUROC, ECE and Brier score of R (see `reliability`). Over episodes, at eta:
+    false stops with Wilson's interval; recall, among episodes that succeed the share that is
     stopped at a successful frame. nan where it cannot be known: no success, or nothing else.
     """
-    eta = float(reflector.threshold)
     curves = judge_episodes(reflector, episodes)
     labels = np.concatenate([e.success[1:] for e in episodes])
     frames = reliability(np.concatenate(curves), labels)

@@ -6,9 +6,11 @@ A film is (T, H, W, 3) uint8. Of many pairs of episodes, played from the same st
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from demos import Episode
+from demos import Episode, write_film
 from reflector import judge_episodes
 
 WORST = 3  # disagreements of each kind in `worst_film`
@@ -98,3 +100,12 @@ def telling_films(
             words = f"{episode.task}, start {episode.seed}: {what}"
             found[name] = (words, side_by_side([episode.image, dream.image]))
     return found
+
+
+def write_telling(folder: Path, films: dict[str, tuple[str, np.ndarray]]) -> dict[str, str]:
+    """film_success.gif and film_lie.gif of `telling_films`; returns what they show."""
+    for name in ("success", "lie"):  # those of an earlier round showed another policy
+        (folder / f"film_{name}.gif").unlink(missing_ok=True)
+    for name, (_, film) in films.items():
+        write_film(folder / f"film_{name}.gif", film, scale=2)
+    return {name: words for name, (words, _) in films.items()}

@@ -148,7 +148,7 @@ class Track:
     images: list[np.ndarray]  # T+1 of (H, W, 3) uint8
     states: list[np.ndarray]  # T+1 of (S,) float32
     rewards: list[float] = field(default_factory=list)  # T of R in [0, 1]; NaN without a reflector
-    success: list[bool] = field(default_factory=list)  # T; real: the true one, dream: R > eta
+    success: list[bool] = field(default_factory=list)  # T; real: the true one, dream: R says it
 
     @property
     def first_success(self) -> int | None:
@@ -276,10 +276,13 @@ class Game:
     # -- looking
 
     @property
-    def eta(self) -> float | None:
-        """The threshold above which the reflector stops; None without one."""
-        reflector = self.parts.reflector
-        return None if reflector is None else float(reflector.threshold)
+    def etas(self) -> tuple[float | None, float | None]:
+        """The thresholds above which the reflector stops in the dream and in reality; None without
+        one."""
+        judge = self.parts.reflector
+        if judge is None:
+            return None, None
+        return float(judge.dream_threshold), float(judge.threshold)
 
     @property
     def parted(self) -> int | None:

@@ -261,9 +261,9 @@ class Visit:
             self.text = ui.label("").props("data-test=instruction")
         self.state = ui.label("Opening both worlds ...").props("data-test=state")
         with ui.element("div").classes("worlds"):
-            eta = self.game.eta
-            self.dream = Panel("dream", "The dream", ORANGE, eta, 1)
-            self.real = Panel("real", "The real simulator", BLUE, eta, 1)
+            dreamt, real = self.game.etas
+            self.dream = Panel("dream", "The dream", ORANGE, dreamt, 1)
+            self.real = Panel("real", "The real simulator", BLUE, real, 1)
             self.apart = Panel("apart", "Where the two part", RED, PARTED_MM, 2.5 * PARTED_MM)
         with ui.row().classes("w-full items-start gap-x-8 gap-y-3"):
             self.build_pad()

@@ -77,7 +77,8 @@ class Reflector(nn.Module):
     vlm: Any  # FrozenReader or KeypointVLM
     middle: torch.Tensor
     spread: torch.Tensor
-    threshold: torch.Tensor
+    threshold: torch.Tensor  # eta on real frames
+    dream_threshold: torch.Tensor  # eta in dreams
     platt: torch.Tensor
 
     def __init__(self, config: ReflectorConfig):
@@ -96,6 +97,7 @@ class Reflector(nn.Module):
         self.register_buffer("middle", torch.tensor(config.robot.middle))
         self.register_buffer("spread", torch.tensor(config.robot.spread))
         self.register_buffer("threshold", torch.tensor(config.threshold))
+        self.register_buffer("dream_threshold", torch.tensor(config.threshold))
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))  # slope and offset of the logits
 
     def logits(
@@ -284,19 +286,45 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
         reflector.platt.copy_(torch.tensor([slope, offset]))
 
 
-def calibrate(reflector: Reflector, episodes, allowed: float = 0.1) -> float:
-    """Set the threshold to the eta in {0.02, 0.04 ... 0.98} whose verdicts are right in most
-    held-out episodes (see `right_verdicts`) among those that stop at most the share `allowed` of
-    them falsely; of several equals the middle one, which lies farthest from where it would be
-    wrong; 0.98 if all stop more."""
-    curves = judge_episodes(reflector, episodes)
+def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.05) -> tuple[float, float]:
+    """Set both thresholds from held-out episodes and dreams of them (which keep the real labels),
+    each to an eta in {0.02, 0.04 ... 0.98}; of several equals the middle one, which lies farthest
+    from where it would be wrong. Returns (on real frames, in dreams):
+
+        eta       = argmax right_verdicts(episodes)  where  false_stops(episodes) <= allowed
+        eta_dream = argmax right_outcomes(dreams)
+
+    A real stop says "done" to a person, and one that is false cannot be taken back; in a dream both
+    errors cost the same, and what counts is how the rollout ends. eta is 0.98 where all stop more.
+    """
     grid = (np.arange(1, 50) / 50).tolist()
+    curves, dreamt = (judge_episodes(reflector, some) for some in (episodes, dreams))
     fit = [eta for eta in grid if false_stops(curves, episodes, eta) <= allowed] or [grid[-1]]
-    right = [right_verdicts(curves, episodes, eta) for eta in fit]
-    equals = [eta for eta, share in zip(fit, right, strict=True) if share == max(right)]
-    best = equals[len(equals) // 2]
-    reflector.threshold.fill_(best)
-    return best
+    real = _middle_of_best(fit, [right_verdicts(curves, episodes, eta) for eta in fit])
+    dream = _middle_of_best(grid, [right_outcomes(dreamt, dreams, eta) for eta in grid])
+    reflector.threshold.fill_(real)
+    reflector.dream_threshold.fill_(dream)
+    return real, dream
+
+
+def _middle_of_best(etas: list[float], shares: list[float]) -> float:
+    best = [eta for eta, share in zip(etas, shares, strict=True) if share == max(shares)]
+    return best[len(best) // 2]
+
+
+def stop_at(curve: np.ndarray, eta: float) -> int | None:
+    """After which decision, 1 to T, R (T,) stops an episode, None where it never does: the first t
+    with
+
+        R_{t-1} > eta  and  R_t > eta
+
+    # DEVIATION: the paper stops at the first R > eta; here at the second in a row; because what
+    #   looks like success for a moment is often a near miss, and success lasts [measured here:
+    #   results/RECIPE.md].
+    """
+    above = curve > eta
+    twice = np.flatnonzero(above[1:] & above[:-1])
+    return int(twice[0]) + 2 if len(twice) else None
 
 
 def right_verdicts(curves: list[np.ndarray], episodes, eta: float) -> float:
@@ -304,18 +332,25 @@ def right_verdicts(curves: list[np.ndarray], episodes, eta: float) -> float:
     or lets run on where there is no success to stop at."""
     right = 0
     for curve, episode in zip(curves, episodes, strict=True):
-        stops = np.flatnonzero(curve > eta)
-        stopped = len(stops) > 0
-        right += bool(episode.success[stops[0] + 1]) if stopped else not episode.succeeded
+        end = stop_at(curve, eta)
+        right += bool(episode.success[end]) if end else not episode.succeeded
     return right / max(1, len(episodes))
+
+
+def right_outcomes(curves: list[np.ndarray], episodes, eta: float) -> float:
+    """Share of episodes that the reflector stops, whenever it does, where they succeed at some
+    time, or lets run on where they never do."""
+    stopped = [stop_at(curve, eta) is not None for curve in curves]
+    same = [stop == e.succeeded for stop, e in zip(stopped, episodes, strict=True)]
+    return sum(same) / max(1, len(same))
 
 
 def false_stops(curves: list[np.ndarray], episodes, eta: float) -> float:
     """Share of episodes that the reflector would stop at a frame that is not a success."""
     wrong = 0
     for curve, episode in zip(curves, episodes, strict=True):
-        stops = np.flatnonzero(curve > eta)
-        wrong += len(stops) > 0 and not episode.success[stops[0] + 1]
+        end = stop_at(curve, eta)
+        wrong += end is not None and not episode.success[end]
     return wrong / max(1, len(episodes))
 
 
@@ -325,6 +360,6 @@ def recall(curves: list[np.ndarray], episodes, eta: float) -> float | None:
     caught = []
     for curve, episode in zip(curves, episodes, strict=True):
         if episode.succeeded:
-            stops = np.flatnonzero(curve > eta)
-            caught.append(len(stops) > 0 and bool(episode.success[stops[0] + 1]))
+            end = stop_at(curve, eta)
+            caught.append(end is not None and bool(episode.success[end]))
     return float(np.mean(caught)) if caught else None

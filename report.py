@@ -31,7 +31,7 @@ from evaluate import (
 from gauge import shares
 from novelty import trusted
 from page import html_page, plain
-from reflector import judge_episodes
+from reflector import judge_episodes, stop_at
 from runs import BadRun, Run, RunConfig, versions
 from train import round_of, stages_of
 from vecenv import VecRealEnv
@@ -219,11 +219,12 @@ def _reflector(run: Run) -> list[str]:
             ("... Wilson's interval, from", "false_stops_low", "{:.1%}"),
             ("... to", "false_stops_high", "{:.1%}"),
             ("recall at success", "recall_at_success", "{:.1%}"),
+            ("threshold eta", "threshold", "{:.2f}"),
         )
     ]
     note = (
         f"On {card.get('episodes', '?')} held-out episodes, {card.get('frames', '?')} frames, and "
-        f"on dreams of their actions; threshold eta {_number(card.get('threshold'), '{:.2f}')}."
+        "on dreams of their actions."
     )
     return ["## Reflector", "", *table(["measure", "real", "generated"], rows), "", note]
 
@@ -488,7 +489,7 @@ def imagine_numbers(episode: Episode, dream, curves: dict, eta: float) -> str:
     decibels = ", ".join(
         f"{psnr(episode.image[t], dream[t]):.1f} dB after {name}" for name, t in depths.items()
     )
-    stops = [t + 1 for t, value in enumerate(curves["dream"]) if value > eta]
+    end = stop_at(curves["dream"], eta)
     real = f"success at decision {episode.first_success}" if episode.succeeded else "no success"
-    imagined = f"success at decision {stops[0]}" if stops else "no success"
+    imagined = f"success at decision {end}" if end else "no success"
     return f"PSNR {decibels}\nreal: {real}; dream (reflector above {eta:.2f}): {imagined}"

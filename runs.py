@@ -60,7 +60,7 @@ class RunConfig:
     demos: int = 5  # expert demonstrations per task [paper]
     seed: int = 0
     slots: int = 256  # environments played side by side in RL (real or imagined)
-    exploration: int = 80  # exploration episodes per task; real interactions, counted in the ledger
+    exploration: int = 200  # exploration episodes per task; real, counted in the ledger
     exploration_noise: float = 1.5  # times the policy's Laplace scale
     extra_data: bool = True  # simulator and reflector learn from exploration too [paper's ablation]
     checkpoint_every: int = 100  # steps of a fit between two states to resume from; LOOP: each one

@@ -50,11 +50,11 @@ from films import grid, worst_film
 from gauge import play_both
 from policy import Policy
 from pushes import push_report
-from reflector import false_stops, judge_episodes, recall, right_verdicts
+from reflector import false_stops, judge_episodes, recall, right_verdicts, stop_at
 from runs import Run
 from tasks import Start
 from terminal import new_files
-from train import held_out, sources
+from train import explored_first, held_out, sources
 from vecenv import VecRealEnv
 from worldenv import WorldEnv
 
@@ -96,24 +96,24 @@ def false_stops_by_decision(
     """
     stopped = np.zeros(max(len(curve) for curve in curves))
     for curve, episode in zip(curves, episodes, strict=True):
-        stops = np.flatnonzero(curve > eta)
-        if len(stops) and not episode.success[stops[0] + 1]:
-            stopped[stops[0]] += 1
+        end = stop_at(curve, eta)
+        if end is not None and not episode.success[end]:
+            stopped[end - 1] += 1
     return (stopped.cumsum() / len(episodes)).tolist()
 
 
-def reflector_report(reflector, episodes: list[Episode]) -> dict:
+def reflector_report(reflector, episodes: list[Episode], eta: float) -> dict:
     """One side of the reflector's card: `reliability` over the frames of the episodes (real ones,
-    or dreams that kept the real labels), what the run's eta does, and what others would."""
+    or dreams that kept the real labels), what eta does, and what others would."""
     if not episodes:
         raise ValueError(
             "trust: got no held-out episodes; expected some exploration; run train again"
         )
-    eta = float(reflector.threshold)
     curves = judge_episodes(reflector, episodes)
     labels = np.concatenate([episode.success[1:] for episode in episodes])
     wrong = round(false_stops(curves, episodes, eta) * len(episodes))
     return reliability(np.concatenate(curves), labels) | {
+        "threshold": eta,
         "episodes": len(episodes),
         "recall": recall(curves, episodes, eta),
         "false_stops": wilson_share(wrong, len(episodes)),
@@ -279,7 +279,7 @@ def _table_text(report: dict) -> str:
 
 def reflector_chart(card: dict, path: Path) -> None:
     """A PNG of three: reliability, threshold sweep, false stops over decisions; real frames in
-    blue, generated ones in vermillion. card: {"threshold", "real", "generated"}."""
+    blue, generated ones in vermillion. card: {"real", "generated"}."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
@@ -296,14 +296,14 @@ def reflector_chart(card: dict, path: Path) -> None:
             label = f"{key.replace('_', ' ')}, {name}"
             style = {"color": colour, "markersize": 4, "markerfacecolor": fill}
             swept.plot(etas, values, line + marker, **style, label=label)
+        swept.axvline(side["threshold"], color=colour, linestyle=":", label=f"its eta, {name}")
         shares = side["false_stops_by_decision"]
         decisions = np.arange(1, len(shares) + 1)
         style = {"color": colour, "marker": marker, "markersize": 4}
         over_time.step(decisions, shares, where="post", **style, label=f"{name} frames")
-    swept.axvline(card["threshold"], color=GREY, linestyle=":", label="the run's eta")
     diagram.set(title="Reliability", xlabel="mean reward R", ylabel="true success rate")
     swept.set(title="Threshold sweep", xlabel="threshold eta", ylabel="share of episodes")
-    over_time.set(title=f"False stops at eta = {card['threshold']:.2f}", xlabel="decision")
+    over_time.set(title="False stops at the run's two etas", xlabel="decision")
     over_time.set(ylabel="share of episodes so far")
     over_time.xaxis.get_major_locator().set_params(integer=True)
     for axes in (diagram, swept, over_time):
@@ -321,7 +321,7 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
     split: "dev", or "test" for reported figures only. Plays the policies "sft" and, where they are,
     "dream_bc" and "policy"; branches are those of the one that LOOP begins with. Returns the
     content of trust.json: "run", "split", "starts_per_task", "seed", "agreement": {policy:
-    `agreement`}, "rank_over_checkpoints", "reflector": {"threshold", "real", "generated":
+    `agreement`}, "rank_over_checkpoints", "reflector": {"real", "generated":
     `reflector_report`}, "counterfactual": `action_following`, "branches": `branches.branch_truth`,
     "pushes": `pushes.push_report`, "words": the lines.
 
@@ -400,10 +400,10 @@ def _agreements(world: WorldEnv, env, policies, starts, seed, folder, tell) -> d
 
 
 def _card(world: WorldEnv, kept: list[Episode], folder: Path, tell) -> dict:
+    judge, dreams = world.reflector, dream_along(world, kept)
     card = {
-        "threshold": float(world.reflector.threshold),
-        "real": reflector_report(world.reflector, kept),
-        "generated": reflector_report(world.reflector, dream_along(world, kept)),
+        "real": reflector_report(judge, kept, float(judge.threshold)),
+        "generated": reflector_report(judge, dreams, float(judge.dream_threshold)),
     }
     tell(_reflector_words(card))
     reflector_chart(card, folder / "reflector.png")
@@ -422,8 +422,8 @@ def _following(world: WorldEnv, env, starts, seed: int, folder: Path, tell) -> d
 def _pushes(
     run: Run, world: WorldEnv, sft: Policy, exploration: list[Episode], tell
 ) -> dict | None:
-    # Those of later rounds are another policy's. They may be ones that the simulator learned from.
-    first = exploration[: len(run.config.tasks) * run.config.exploration]
+    # The rest are another policy's. They may be ones that the simulator learned from.
+    first = exploration[: len(run.config.tasks) * explored_first(run.config.exploration)]
     report = push_report(world, sft, first)
     tell(_pushes_words(report))
     return report

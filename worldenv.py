@@ -10,7 +10,7 @@ reflector gives R and says when to stop. No real interaction happens here.
                         |                                 v
       o_t, memory --simulator (diffusion)--> o_{t+1} --> observation for the policy
                                                |
-                                     reflector (VLM) --> R, stop when R > eta
+                                     reflector (VLM) --> R, stop when R > eta twice in a row
 
 It has the same face as vecenv.VecRealEnv (reset, step, get_states, set_states, done), so one
 rollout function serves both.
@@ -44,8 +44,9 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
     reset(options={"starts": [Start, ...]}), step(actions (B, K, A) in [-1, 1]): as
         vecenv.VecRealEnv.
-    The reward of a step is R at the stop or at the horizon, else 0; terminated where R > eta;
-    truncated at the horizon. infos: "reflector" (B,) R of every running slot, "success" (B,) the
+    The reward of a step is R at the stop or at the horizon, else 0; terminated where R > eta for
+    the second time in a row (`reflector.stop_at`; eta is the threshold in dreams), truncated at the
+    horizon. infos: "reflector" (B,) R of every running slot, "success" (B,) the
     reflector's verdict. Done slots rest.
     """
 
@@ -75,6 +76,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         self._states = np.zeros((num_envs, config.robot.state_dim), np.float32)
         # See kinematics.next_motion.
         self._motions = np.zeros((num_envs, motion_dim(config.robot)), np.float32)
+        self._judged = np.zeros(num_envs, np.float32)  # R of the current frame, 0 of a first one
         self._texts = [""] * num_envs
         self._time = np.zeros(num_envs, np.int64)
         self.done = np.ones(num_envs, bool)
@@ -99,7 +101,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
                 )
             self._history[slot, 0], self._states[slot] = self.starts[start]
             self._texts[slot] = INSTRUCTIONS[start.task][0]
-        self._time[:] = 0
+        self._time[:], self._judged[:] = 0, 0
         self._motions[:] = motion_at_rest(torch.from_numpy(self._states)).numpy()
         self.done = np.arange(self.num_envs) >= len(starts)
         self._prepare()
@@ -139,7 +141,9 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             for block in np.array_split(on, -(-len(on) // BLOCK)):
                 self._imagine(block, torch.from_numpy(actions[block]).clamp(-1, 1))
                 judged[block] = self._judge(block)
-            terminations[on] = judged[on] > float(self.reflector.threshold)
+            eta = float(self.reflector.dream_threshold)
+            terminations[on] = (judged[on] > eta) & (self._judged[on] > eta)
+            self._judged[on] = judged[on]
             truncations[on] = ~terminations[on] & (self._time[on] >= self.config.horizon)
             ended = terminations | truncations
             rewards[ended] = judged[ended]
@@ -193,16 +197,17 @@ class WorldEnv(gymnasium.vector.VectorEnv):
                 self._states[i].copy(),
                 self._motions[i].copy(),
                 self._texts[i],
+                self._judged[i],
             )
             for i in slots
         ]
 
     def set_states(self, states: list[tuple]) -> dict:
         """Continue from earlier states, one per slot from slot 0 on; returns observations."""
-        for slot, (history, state, motion, text) in enumerate(states):
+        for slot, (history, state, motion, text, judged) in enumerate(states):
             self._history[slot, : len(history)] = history
             self._states[slot], self._motions[slot] = state, motion
-            self._texts[slot] = text
+            self._texts[slot], self._judged[slot] = text, judged
             self._time[slot] = len(history) - 1
         self.done = np.arange(self.num_envs) >= len(states)
         self._prepare()
@@ -221,7 +226,7 @@ class NoReflector:
     """Stands where a reflector is missing, or only pictures are wanted: no reward (NaN), and never
     a stop."""
 
-    threshold = torch.tensor(float("inf"))
+    threshold = dream_threshold = torch.tensor(float("inf"))
 
     def first_look(self, first, tokens) -> None:
         return None

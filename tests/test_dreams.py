@@ -31,7 +31,7 @@ class Brightening:
 class AlwaysStop(NoReflector):
     """Would end every dream at once."""
 
-    threshold = torch.tensor(0.5)
+    threshold = dream_threshold = torch.tensor(0.5)
 
     def reward(self, frames, tokens, state, landmarks=None):
         return torch.ones(len(frames))

@@ -53,7 +53,7 @@ def scripted_episode(
 class Brightness(NoReflector):
     """A scripted reflector: R is the brightness of the current frame over 100; eta is 0.5."""
 
-    threshold = torch.tensor(0.5)
+    threshold = dream_threshold = torch.tensor(0.5)
 
     def reward(self, frames, tokens, state, landmarks=None) -> torch.Tensor:
         return frames[:, 2].float().mean((1, 2, 3)) / 100
@@ -97,11 +97,11 @@ def test_terminations_of_scripted_episodes():
     """None: success at the horizon. Reflector: at its first stop, at the horizon without one."""
     episodes = [
         scripted_episode([0, 1, 1, 0], [0, 60, 90, 90]),  # stopped in time; undone afterwards
-        scripted_episode([0, 0, 1, 1], [0, 60, 90, 90], seed=1),  # stopped one frame too early
+        scripted_episode([0, 0, 0, 1], [0, 60, 90, 90], seed=1),  # stopped one frame too early
         scripted_episode(
             [0, 0, 0, 1], [0, 10, 20, 30], seed=2
         ),  # never stopped; success at the end
-        scripted_episode([0, 1, 0, 0], [99, 10, 20, 60], seed=3),  # frame 0 cannot stop; late stop
+        scripted_episode([0, 1, 0, 0], [99, 60, 20, 60], seed=3),  # frame 0 is not judged; no stop
     ]
     results = judge_terminations(episodes, Brightness())
     assert results["none"]["mean"] == pytest.approx(2 / 4)
@@ -109,6 +109,8 @@ def test_terminations_of_scripted_episodes():
     single = [judge_terminations([e], Brightness()) for e in episodes]
     assert [r["none"]["mean"] for r in single] == [0, 1, 1, 0]
     assert [r["reflector"]["mean"] for r in single] == [1, 0, 1, 0]
+    assert [r["reflector"]["false_stops"] for r in single] == [0, 1, 0, 0]
+    assert results["reflector"]["false_stops"] == pytest.approx(1 / 4)
     assert [r["reflector"]["termination"] for r in single] == ["reflector"] * 4
     assert set(judge_terminations(episodes, None)) == {"none"}
 
@@ -247,11 +249,11 @@ def test_reflector_card_against_loops():
     """AUROC over judged frames, false stops by episode, recall among successful episodes."""
     episodes = [
         scripted_episode([0, 0, 1, 1], [0, 10, 60, 90]),  # caught
-        scripted_episode([0, 0, 1, 1], [0, 60, 70, 80], seed=1),  # stopped too early
+        scripted_episode([0, 0, 0, 1], [0, 60, 70, 80], seed=1),  # stopped too early
         scripted_episode([0, 0, 0, 1], [0, 5, 15, 20], seed=2),  # missed
-        scripted_episode([0, 0, 0, 0], [0, 25, 30, 35], seed=3),  # rightly left alone
+        scripted_episode([0, 0, 0, 0], [0, 25, 55, 35], seed=3),  # rightly left alone
     ]
-    card = reflector_card(Brightness(), episodes)
+    card = reflector_card(Brightness(), episodes, 0.5)
     labels = np.concatenate([e.success[1:] for e in episodes])
     scores = np.concatenate([e.image[1:, 0, 0, 0] for e in episodes])
     pairs = [(p, n) for p in scores[labels == 1] for n in scores[labels == 0]]
@@ -269,7 +271,7 @@ def test_reflector_card_against_loops():
 
 def test_reflector_card_without_any_success():
     """No positive frame: AUROC and recall are not numbers, and nothing fails."""
-    card = reflector_card(Brightness(), [scripted_episode([0, 0, 0], [0, 10, 60])])
+    card = reflector_card(Brightness(), [scripted_episode([0, 0, 0], [0, 60, 60])], 0.5)
     assert math.isnan(card["reflector_auroc"]) and math.isnan(card["recall_at_success"])
     assert card["reflector_false_stops"] == 1.0
 
@@ -297,11 +299,11 @@ def test_failures_are_not_played_twice(num_envs):
 
 
 class Playground:
-    """Five decisions. Starts of even seed are successes after the fourth (0), the third and fourth
-    (2), and the second to fifth (4); Brightness stops after the third."""
+    """Five decisions. Starts of even seed are successes after the third (0), the third and fourth
+    (2), and the second to fifth (4); Brightness stops after the fourth."""
 
     policy = SimpleNamespace(act=lambda observation, running: np.zeros((len(running), 1, 4)))
-    WHEN = {0: (4, 4), 2: (3, 4), 4: (2, 5)}
+    WHEN = {0: (3, 3), 2: (3, 4), 4: (2, 5)}
 
     def __init__(self, num_envs: int):
         self.num_envs, self.started = num_envs, 0

@@ -72,7 +72,7 @@ class ScriptedSimulator:
 class ScriptedReflector(NoReflector):
     """R is the current frame's brightness, as x."""
 
-    threshold = torch.tensor(ETA)
+    threshold = dream_threshold = torch.tensor(ETA)
 
     def reward(self, frames, tokens, state, landmarks=None):
         assert frames.shape[1:] == (3, SIZE, SIZE, 3) and frames.dtype == torch.uint8
@@ -234,15 +234,15 @@ def test_ways_look_like_their_names(position):
 
 
 def test_rewards_of_both_and_no_stop():
-    """R of dream and reality after each decision; above eta, and beyond, both go on."""
+    """R of dream and reality after each decision; twice above eta, and beyond, both go on."""
     played = new_game(wall=0.5)
-    for _ in range(5):
+    for _ in range(6):
         played.push("right")
-    assert played.dream.rewards == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert played.real.rewards == pytest.approx([0.2, 0.4, 0.5, 0.5, 0.5])
-    assert played.dream.success == [False, False, False, True, True]
-    assert played.dream.first_success == 4 and played.real.first_success is None
-    assert played.eta == ETA
+    assert played.dream.rewards == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
+    assert played.real.rewards == pytest.approx([0.2, 0.4, 0.5, 0.5, 0.5, 0.5])
+    assert played.dream.success == [False, False, False, False, True, True]
+    assert played.dream.first_success == 5 and played.real.first_success is None
+    assert played.etas == (ETA, ETA)
 
 
 def test_without_a_reflector_there_is_no_reward():
@@ -251,7 +251,7 @@ def test_without_a_reflector_there_is_no_reward():
         played.push("right")
     assert all(math.isnan(value) for value in played.dream.rewards + played.real.rewards)
     assert played.dream.first_success is None and played.real.first_success == 5
-    assert played.eta is None
+    assert played.etas == (None, None)
 
 
 def test_where_the_two_part():

@@ -730,7 +730,7 @@ def test_the_real_command_with_every_model(hub, tmp_path, capsys):
         encoder.model.register_forward_hook(lambda m, args, out: read.append(len(out[0])))
 
     class Never(NoReflector):
-        threshold = torch.tensor(1.0)
+        threshold = dream_threshold = torch.tensor(1.0)
 
         def reward(self, frames, tokens, state, landmarks=None):
             return torch.zeros(len(frames))

@@ -109,8 +109,8 @@ def works(episodes: list[Episode], parts) -> dict[str, Callable[[], object]]:
     def judge() -> None:
         fit(reflector, frame_batches(episodes, 4, 0), FIT)
         calibrate_probabilities(reflector, episodes)
-        calibrate(reflector, episodes)
-        reflector_card(reflector, episodes)
+        calibrate(reflector, episodes, episodes)
+        reflector_card(reflector, episodes, 0.5)
 
     return {
         "sft": lambda: fit(policy, imitation_batches(episodes, 4, 0), FIT),

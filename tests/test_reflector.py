@@ -18,8 +18,10 @@ from reflector import (
     frame_batches,
     judge_episodes,
     reflector_frames,
+    right_outcomes,
     right_verdicts,
     stack_frames,
+    stop_at,
 )
 from vlm import TOKENS, tokenize
 from worldenv import NoReflector
@@ -55,7 +57,7 @@ class Brightness(NoReflector):
     """A scripted reflector: R is the brightness of the current frame over 100."""
 
     def __init__(self):
-        self.threshold = torch.tensor(0.5)
+        self.threshold, self.dream_threshold = torch.tensor(0.5), torch.tensor(0.5)
 
     def reward(self, frames, tokens, state, landmarks=None) -> torch.Tensor:
         assert frames.shape[1:] == (3, SIZE, SIZE, 3) and tokens.shape == (len(frames), TOKENS)
@@ -260,56 +262,75 @@ def test_curves_begin_after_the_first_decision():
 
 
 def test_false_stops_of_scripted_curves():
-    """Only the *first* frame above the threshold stops: falsely where it is no success."""
-    labels = [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    """The *first* two frames in a row above the threshold stop: falsely where the second is no
+    success."""
+    labels = [[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
     curves = [
         [0.1, 0.9, 0.9],  # stops in time
         [0.6, 0.9, 0.9],  # stops one frame too early
-        [0.1, 0.2, 0.3],  # never stops
-        [0.1, 0.2, 0.7],  # stops at a failure
-        [0.1, 0.9, 0.1],  # stops after success was lost again
+        [0.9, 0.2, 0.9],  # never stops
+        [0.1, 0.7, 0.7],  # stops at a failure
+        [0.9, 0.9, 0.1],  # stops after success was lost again
     ]
     episodes = [scripted_episode(label) for label in labels]
     curves = [np.array(curve, np.float32) for curve in curves]
+    assert [stop_at(curve, 0.5) for curve in curves] == [3, 2, None, 3, 2]
+    assert [stop_at(curve, 0.65) for curve in curves] == [3, 3, None, 3, 2]
+    assert stop_at(np.array([0.9]), 0.5) is None and stop_at(np.array([]), 0.5) is None
     assert false_stops(curves, episodes, 0.5) == pytest.approx(3 / 5)
     assert false_stops(curves, episodes, 0.65) == pytest.approx(2 / 5)
     assert false_stops(curves, episodes, 0.8) == pytest.approx(1 / 5)
     assert false_stops(curves, episodes, 0.95) == 0
     assert false_stops([], [], 0.5) == 0
+    assert right_outcomes(curves, episodes, 0.5) == pytest.approx(4 / 5)  # when does not count
+    assert right_outcomes(curves, episodes, 0.95) == pytest.approx(2 / 5)
+    assert right_outcomes([], [], 0.5) == 0
 
 
-def calibrated(monkeypatch, curves: list[list[float]], success: list[list[int]]) -> float:
-    """The threshold chosen for scripted curves; `success` labels all frames, the first too."""
-    episodes = [scripted_episode(labels) for labels in success]
-    arrays = [np.array(curve, np.float32) for curve in curves]
-    monkeypatch.setattr(reflector_module, "judge_episodes", lambda *_: arrays)
+def calibrated(monkeypatch, real: dict, dreams: dict | None = None) -> tuple[float, float]:
+    """The thresholds chosen for scripted {R of the frames after the first: labels of all frames}
+    of real episodes and of dreams (by default the same)."""
+    sides = [
+        (list(side), [scripted_episode(x) for x in side.values()])
+        for side in (real, dreams or real)
+    ]
+    answers = iter([[np.array(curve, np.float32) for curve in curves] for curves, _ in sides])
+    monkeypatch.setattr(reflector_module, "judge_episodes", lambda *_: next(answers))
     judge = Brightness()
-    eta = calibrate(judge, episodes)
-    assert eta == pytest.approx(float(judge.threshold))
-    return eta
+    etas = calibrate(judge, sides[0][1], sides[1][1])
+    assert etas == pytest.approx((float(judge.threshold), float(judge.dream_threshold)))
+    return etas
 
 
 def test_calibration_separates_what_can_be_separated(monkeypatch):
     """The middle of the thresholds that stop the success and not the failure."""
-    labels = [[0, 0, 1], [0, 0, 0]]
-    assert calibrated(monkeypatch, [[0.1, 0.82], [0.4, 0.3]], labels) == pytest.approx(0.6)
-    assert calibrated(monkeypatch, [[0.1, 0.97], [0.9, 0.3]], labels) == pytest.approx(0.94)
+    labels = [0, 1, 1], [0, 0, 0]
+    assert calibrated(monkeypatch, {(0.82, 0.82): labels[0], (0.4, 0.4): labels[1]})[
+        0
+    ] == pytest.approx(0.6)
+    assert calibrated(monkeypatch, {(0.97, 0.97): labels[0], (0.9, 0.9): labels[1]})[
+        0
+    ] == pytest.approx(0.94)
 
 
 def test_calibration_prefers_not_to_stop_at_the_wrong_frame(monkeypatch):
-    """A stop before the success is as wrong as one without any: above 0.72 nothing is wrong."""
-    labels = [[0, 0, 0, 1], [0, 0, 0, 0]]
-    curves = [[0.1, 0.72, 0.9], [0.2, 0.1, 0.1]]
-    assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.8)
+    """On real frames a stop before the success is as wrong as one without any: above 0.72 nothing
+    is wrong. In a dream it is no error, as long as the episode succeeds."""
+    curves = {(0.72, 0.72, 0.9, 0.9): [0, 0, 0, 0, 1], (0.2, 0.1, 0.1, 0.1): [0, 0, 0, 0, 0]}
+    real, dream = calibrated(monkeypatch, curves)
+    assert real == pytest.approx(0.8)  # of 0.72 ... 0.88 the middle
+    assert dream == pytest.approx(0.5)  # of 0.10 ... 0.88
 
 
 def test_calibration_allows_few_false_stops(monkeypatch):
-    """Two successes at 0.4 are worth more than one false stop; but one in three is too many."""
-    labels = [[0, 1], [0, 1], [0, 0]]
-    curves = [[0.45], [0.45], [0.45]]
-    assert calibrated(monkeypatch, curves, labels) > 0.45  # stops nothing
-    curves = [[0.45], [0.45], [0.3]]
-    assert calibrated(monkeypatch, curves, labels) == pytest.approx(0.38)
+    """Nineteen successes at 0.4 are worth more than one false stop among twenty, but not than two
+    among twenty; in dreams all errors count alike."""
+    success = {(0.45, 0.45 + i / 1e4): [0, 1, 1] for i in range(20)}
+    one = {(0.45, 0.46): [0, 0, 0]}
+    assert calibrated(monkeypatch, success | one)[0] < 0.45
+    two = one | {(0.45, 0.47): [0, 0, 0]}
+    real, dream = calibrated(monkeypatch, success | two)
+    assert real > 0.45 > dream  # real: stops nothing
 
 
 def test_platt_scaling_recovers_the_true_probabilities():
@@ -351,6 +372,6 @@ def test_platt_scaling_leaves_what_it_cannot_fit():
 
 def test_right_verdicts_on_scripted_curves():
     """Stopped at a success, stopped too early, missed, rightly left alone: two are right."""
-    success = [[0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 0]]
-    curves = [np.array(c) for c in ([0.1, 0.9], [0.9, 0.9], [0.1, 0.1], [0.1, 0.1])]
+    success = [[0, 0, 1], [0, 0, 0, 1], [0, 0, 1], [0, 0, 0]]
+    curves = [np.array(c) for c in ([0.9, 0.9], [0.9, 0.9, 0.9], [0.1, 0.9], [0.9, 0.1])]
     assert right_verdicts(curves, [scripted_episode(s) for s in success], 0.5) == 0.5

@@ -68,7 +68,8 @@ class Always(NoReflector):
     """A reflector that is sure of one answer."""
 
     def __init__(self, answer: float):
-        self.answer, self.threshold = answer, torch.tensor(0.5)
+        self.answer = answer
+        self.threshold = self.dream_threshold = torch.tensor(0.5)
 
     def reward(self, frames, tokens, state, landmarks=None):
         return torch.full((len(frames),), self.answer)
@@ -215,8 +216,8 @@ def test_a_dream_that_always_succeeds_hallucinates_every_real_failure(count):
         real, dreams = trust.play_both(
             Faithful(), Always(1.0), Push(0.0), env, starts(count), CONFIG
         )
-        assert [len(e) for e in real] == [1 if reality else HORIZON] * count
-        assert [len(e) for e in dreams] == [1] * count
+        assert [len(e) for e in real] == [2 if reality else HORIZON] * count
+        assert [len(e) for e in dreams] == [2] * count  # the second R above eta stops
         report = trust.agreement(
             [e.succeeded for e in dreams], [e.succeeded for e in real], [e.task for e in real]
         )
@@ -353,13 +354,13 @@ CURVES = [np.array(c) for c in ([0.1, 0.6, 0.9], [0.6, 0.7, 0.8], [0.0, 0.3, 0.4
 
 
 def test_sweep_by_hand():
-    """eta 0.25: caught, early, early, at a failure. 0.5: caught, early, missed, at a failure.
-    0.65: caught, caught, missed, at a failure. 0.95: nobody is stopped."""
-    rows = trust.sweep(CURVES, EPISODES, (0.25, 0.5, 0.65, 0.95))
-    assert [row["eta"] for row in rows] == [0.25, 0.5, 0.65, 0.95]
-    assert [row["recall"] for row in rows] == pytest.approx([1 / 3, 1 / 3, 2 / 3, 0])
-    assert [row["false_stops"] for row in rows] == pytest.approx([3 / 4, 2 / 4, 1 / 4, 0])
-    assert [row["right"] for row in rows] == pytest.approx([1 / 4, 1 / 4, 2 / 4, 1 / 4])
+    """eta 0.15: caught, caught, caught, at a failure. 0.25: three caught. 0.5: two caught, one
+    missed. 0.65: one caught. 0.95: nobody is stopped."""
+    rows = trust.sweep(CURVES, EPISODES, (0.15, 0.25, 0.5, 0.65, 0.95))
+    assert [row["eta"] for row in rows] == [0.15, 0.25, 0.5, 0.65, 0.95]
+    assert [row["recall"] for row in rows] == pytest.approx([1, 1, 2 / 3, 1 / 3, 0])
+    assert [row["false_stops"] for row in rows] == pytest.approx([1 / 4, 0, 0, 0, 0])
+    assert [row["right"] for row in rows] == pytest.approx([3 / 4, 1, 3 / 4, 2 / 4, 1 / 4])
     for row in rows:
         assert row["false_stops"] == false_stops(CURVES, EPISODES, row["eta"])
         assert row["right"] == right_verdicts(CURVES, EPISODES, row["eta"])
@@ -367,8 +368,9 @@ def test_sweep_by_hand():
 
 
 def test_false_stops_by_decision_by_hand():
-    """eta 0.5: episode 1 at decision 1, episode 3 at decision 3."""
-    assert trust.false_stops_by_decision(CURVES, EPISODES, 0.5) == [0.25, 0.25, 0.5]
+    """eta 0.15: episode 3 at decision 2, the second above it. eta 0.5: none twice at a failure."""
+    assert trust.false_stops_by_decision(CURVES, EPISODES, 0.15) == [0, 0.25, 0.25]
+    assert trust.false_stops_by_decision(CURVES, EPISODES, 0.5) == [0, 0, 0]
 
 
 def test_false_stops_by_decision_rise_to_false_stops():
@@ -445,7 +447,7 @@ def test_replays_end_with_their_actions():
 def scripted_run(folder, judge) -> SimpleNamespace:
     """What `trust` asks of a run, with scripted parts: the dream's simulator is deaf."""
     camera = Camera((0.0, 0.0, 1.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, SIZE)
-    kept = [episode([0, 0, 1], [0, 100, 130], task) for task in TASKS * 3]
+    kept = [episode([0, 0, 1, 1], [0, 100, 130, 130], task) for task in TASKS * 3]
     demos.save(folder / "episodes", kept, CONFIG, camera)
     return SimpleNamespace(
         folder=folder,
@@ -488,7 +490,8 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     assert result["reflector"]["generated"]["recall"] == 0  # and the deaf dream shows none
     assert result["counterfactual"]["n"] == 24
     assert (result["branches"]["groups"], result["branches"]["rollouts"]) == (6, 4)
-    assert result["pushes"]["pushes"] == 9  # actions that are not the policy's: all from the first
+    # Of three explored episodes a task the first policy played two; all push from the first on.
+    assert result["pushes"]["pushes"] == 6
     assert lines[2] == (
         "policy: the dream and reality agree in 0 % of 6 starts (0 to 39; kappa 0.00); "
         "it hallucinates success in 0 %, misses it in 100 %"

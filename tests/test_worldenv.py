@@ -1,5 +1,7 @@
 """WorldEnv with a scripted simulator and reflector: who is stopped, when, with which reward."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -65,7 +67,7 @@ class NoisySimulator(ScriptedSimulator):
 class ScriptedReflector(NoReflector):
     """0.9 where the current frame shows x above 1, else a fifth of x."""
 
-    threshold = torch.tensor(ETA)
+    threshold = dream_threshold = torch.tensor(ETA)
 
     def reward(self, frames, tokens, state, landmarks=None) -> torch.Tensor:
         assert frames.dtype == torch.uint8 and frames.shape[1:] == (3, SIZE, SIZE, 3)
@@ -113,10 +115,14 @@ def test_reset_shows_the_real_start():
 
 
 def test_reflector_stops_and_rewards():
-    """R > eta terminates with reward R; below it the episode goes on with reward 0."""
+    """The second R > eta in a row terminates with reward R; before, the episode goes on with
+    reward 0."""
     env = world()
     env.reset(options={"starts": list(known_starts())})
-    observation, rewards, terminations, truncations, infos = env.step(push(0.5, 1.0, 0.5))
+    _, rewards, terminations, _, infos = env.step(push(0.3, 1.0, 0.3))
+    assert infos["reflector"].tolist() == pytest.approx([0.06, 0.9, 0.1])
+    assert not rewards.any() and not terminations.any() and not infos["success"].any()
+    observation, rewards, terminations, truncations, infos = env.step(push(0.2, 0.0, 0.2))
     assert terminations.tolist() == [False, True, False] and not truncations.any()
     assert rewards.tolist() == pytest.approx([0.0, 0.9, 0.0])
     assert infos["reflector"].tolist() == pytest.approx([0.1, 0.9, 0.14])
@@ -127,13 +133,36 @@ def test_reflector_stops_and_rewards():
 
 @pytest.mark.parametrize("eta, stops", [(0.05, True), (0.15, False), (0.95, False)])
 def test_the_threshold_is_the_reflectors_own(eta, stops):
-    """The calibrated eta decides, not 0.5: R = 0.1 stops below it only."""
+    """The eta that is calibrated for dreams decides, not 0.5 and not that for real frames: R = 0.1
+    stops above it only."""
     env = world(1)
-    env.reflector.threshold = torch.tensor(eta)
+    env.reflector.dream_threshold = torch.tensor(eta)
     env.reset(options={"starts": list(known_starts())[:1]})
-    _, rewards, terminations, _, _ = env.step(push(0.5))
+    env.step(push(0.5))
+    _, rewards, terminations, _, _ = env.step(push(0.0))
     assert terminations[0] == stops and rewards[0] == pytest.approx(0.1 if stops else 0.0)
-    assert env.step(push(1.0))[2][0] == (not stops and eta < 0.9)
+    env.step(push(1.0))
+    assert env.step(push(0.0))[2][0] == (not stops and eta < 0.9)
+
+
+def test_what_looks_like_success_for_a_moment_does_not_stop():
+    """R above eta, below, above, and a reset or a branch from before: only two in a row stop."""
+    env = world(1)
+    env.reset(options={"starts": list(known_starts())[:1]})
+    env.step(push(0.2))
+    before = env.get_states([0])
+    for amount in (1.0, -1.0, 1.0):
+        assert not env.step(push(amount))[2].any()
+    above = env.get_states([0])
+    env.set_states(before)
+    assert not env.step(push(1.0))[2].any()
+    env.reset(options={"starts": list(known_starts())[:1]})
+    assert not env.step(push(1.2))[2].any()
+    longer = WorldEnv(
+        env.simulator, env.reflector, known_starts(), 1, replace(CONFIG, horizon=HORIZON + 1)
+    )
+    longer.set_states(above)
+    assert longer.step(push(0.0))[2].all()  # the branch remembers that R was above eta
 
 
 def test_horizon_truncates_with_the_last_reward():
@@ -152,7 +181,7 @@ def test_success_at_the_horizon_terminates_and_does_not_truncate():
     """At the last decision the reflector's verdict goes first."""
     env = world(1)
     env.reset(options={"starts": list(known_starts())[:1]})
-    for amount in (0.1, 0.1, 0.1, 1.0):
+    for amount in (0.1, 0.1, 1.0, 0.0):
         _, rewards, terminations, truncations, _ = env.step(push(amount))
     assert terminations[0] and not truncations[0] and rewards[0] == pytest.approx(0.9)
 
@@ -161,13 +190,14 @@ def test_done_slots_rest():
     """A stopped slot keeps its observation, earns nothing more and costs no imagined frame."""
     env = world()
     env.reset(options={"starts": list(known_starts())})
-    before, *_ = env.step(push(0.1, 1.0, 0.1))
+    env.step(push(0.1, 1.0, 0.1))
+    before, *_ = env.step(push(0.1, 0.0, 0.1))
     after, rewards, terminations, truncations, infos = env.step(push(0.1, -1.0, 0.1))
     assert (after["image"][1] == before["image"][1]).all()
     assert (after["state"][1] == before["state"][1]).all()
     assert rewards[1] == infos["reflector"][1] == 0
     assert not (terminations[1] or truncations[1] or infos["success"][1]) and env.done[1]
-    assert env.imagined_frames == env.simulator.asked == 3 + 2
+    assert env.imagined_frames == env.simulator.asked == 3 + 3 + 2
 
 
 def test_slots_without_a_start_rest_from_the_beginning():
@@ -184,8 +214,9 @@ def test_step_after_all_are_done_does_nothing():
     env = world(1)
     env.reset(options={"starts": list(known_starts())[:1]})
     env.step(push(1.5))
+    env.step(push(0.0))
     _, rewards, terminations, truncations, _ = env.step(push(1.5))
-    assert env.imagined_frames == 1
+    assert env.imagined_frames == 2
     assert not (rewards.any() or terminations.any() or truncations.any())
 
 
@@ -244,7 +275,7 @@ def test_many_slots_are_imagined_like_few():
     for decision in range(1, 4):
         observation, _, terminations, _, _ = env.step(push(*amounts))
         for slot in (0, 1, 30, 31, 32, 33, 40, 63, 64, 69, 70, 74):
-            played = min(decision, next((t for t in (1, 2, 3) if t * amounts[slot] > 1.005), 3))
+            played = min(decision, next((t for t in (2, 3) if (t - 1) * amounts[slot] > 1.005), 3))
             x = played * amounts[slot] if slot < 70 else 0.0
             assert observation["state"][slot, 0] == pytest.approx(x, abs=1e-4), slot
     assert env.done[70:].all() and not env.done[:20].any()
