@@ -321,11 +321,17 @@ INSTRUMENTS = {
     "ece_generated": lambda r: _generated(r, "ece"),
     "false_stops": lambda r: r["stages"]["reflector"]["reflector_false_stops"],
     "false_stops_generated": lambda r: _generated(r, "reflector_false_stops"),
+    "false_stops_test": lambda r: _played(r).get("false_stops"),
     "recall_at_success": lambda r: r["stages"]["reflector"]["recall_at_success"],
     "agreement": lambda r: _at_the_kept_probe(r, "agreement"),
     "hallucinated_success": lambda r: _at_the_kept_probe(r, "hallucinated"),
     "missed_success": lambda r: _at_the_kept_probe(r, "missed"),
 }
+
+
+def _played(record: dict) -> dict:
+    """The post-trained policy's test episodes with the reflector's stop; {} without a reflector."""
+    return record["stages"]["evaluate"]["results"]["policy"].get("reflector", {})
 
 
 def _generated(record: dict, key: str) -> float | None:
@@ -388,7 +394,8 @@ def results_block(summary: dict) -> str:
         ("... over dreamt frames of the same episodes", "reflector_auroc_generated", 1, 3),
         ("reflector, calibration error (ECE) on real frames", "ece_real", 1, 3),
         ("... on dreamt frames", "ece_generated", 1, 3),
-        ("reflector, episodes with a false stop, %", "false_stops", 100, 1),
+        ("reflector, held-out noisy episodes with a false stop, %", "false_stops", 100, 1),
+        ("... the policy's own test episodes, %", "false_stops_test", 100, 1),
         ("reflector, successes stopped in time, %", "recall_at_success", 100, 1),
         ("dream and reality agree on a start's outcome, % of starts", "agreement", 100, 1),
         ("... success hallucinated, % of starts", "hallucinated_success", 100, 1),

@@ -30,6 +30,7 @@ from checkpoints import save_part
 from policy import Policy
 from ppo import LoopConfig
 from runs import BadRun, Run, RunConfig
+from tasks import SPLITS
 
 CLI = str(Path(cli.__file__).resolve())
 DEBUG = runs.preset("debug")
@@ -86,7 +87,7 @@ SMALL_LOOP = LoopConfig(iterations=4, groups=16)
             "real_equal_rollouts",
             {"rl_env": "real", "real_loop.groups": 16, "real_loop.iterations": 4},
         ),
-        ("rounds", {"rounds": 2, "exploration": 60}),
+        ("rounds", {"rounds": 2, "exploration": 180}),
         ("dream_no_extra_data", {"extra_data": False}),
         ("dream_untrained_reflector", UNTRAINED),
         ("dream_neither", {"extra_data": False} | UNTRAINED),
@@ -676,6 +677,48 @@ def test_loop_takes_the_settings_of_where_it_plays(tmp_path, monkeypatch, rl_env
     train.stage_rl(run, real, lambda step, of, metrics: steps.append(of))
     assert seen == [config.loop if rl_env == "dream" else DEBUG.real_loop]
     assert steps == [seen[0].iterations]
+
+
+@pytest.mark.parametrize(
+    "number, extra_data, players",
+    [(1, True, ["sft", "explorer"]), (1, False, ["sft", "sft"]), (2, True, ["policy", "policy"])],
+)
+def test_a_better_policy_explores_as_soon_as_there_is_one(
+    tmp_path, monkeypatch, number, extra_data, players
+):
+    """SFT plays two fifths of the starts of each task, then a policy that has imitated what
+    succeeded; not where nothing of it may be imitated, nor in later rounds; each start once."""
+    config = replace(DEBUG, exploration=5, round_exploration=5, extra_data=extra_data)
+    run = runs.Run.create(tmp_path / "run", config)
+    played, taught = [], []
+
+    def explored(env, policy, starts, noise, generator):
+        played.append((policy, [(start.task, start.seed) for start in starts]))
+        return [SimpleNamespace(name=s.seed, succeeded=s.seed % 2 == 0) for s in starts]
+
+    def imitate(run, policy, name, sample, settings, progress):
+        taught.append((policy, name, [e.name for e in sample], settings.steps))
+
+    monkeypatch.setattr(train, "_explored", explored)
+    monkeypatch.setattr(train, "_imitate", imitate)
+    monkeypatch.setattr(train, "imitation_batches", lambda episodes, batch, seed: episodes)
+    demo = SimpleNamespace(name="demo", succeeded=True)
+    monkeypatch.setattr(train, "sources", lambda run: ([demo], [], None))
+    monkeypatch.setattr(runs.Run, "policy", lambda run, name: name)
+    monkeypatch.setattr(train.demos, "save", lambda folder, episodes, *_: played.append(episodes))
+    spent = {"real_episodes": 10, "real_steps": 100}
+    env = SimpleNamespace(camera=None)
+    real = SimpleNamespace(open=lambda: env, count=lambda: spent)
+    result = train.stage_explore(run, real, None, number)
+    begin = SPLITS["explore"].start + (5 if number == 2 else 0)
+    parts = [[(t, begin + i) for t in config.tasks for i in some] for some in ((0, 1), (2, 3, 4))]
+    assert played[:2] == list(zip(players, parts, strict=True))
+    assert [e.name for e in played[2]] == [seed for part in parts for _, seed in part]
+    assert result["ledger"] == {"exploration_episodes": 10, "exploration_steps": 100}
+    good = [seed for _, seed in parts[0] if seed % 2 == 0]
+    steps = DEBUG.filtered_bc.steps // 4
+    expected = [("sft", "explorer", ["demo", *good], steps)] if "explorer" in players else []
+    assert taught == expected
 
 
 def test_filtered_bc_imitates_demonstrations_and_successes(tmp_path, monkeypatch):
