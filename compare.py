@@ -46,6 +46,7 @@ from fit import fit
 from policy import imitation_batches
 from resume import only_training
 from runs import Run, RunConfig
+from studies import current_commit
 
 ON_THE_WAY = {  # method -> the stages of the run "dream" that it is made of
     "sft": ("demos", "sft"),
@@ -301,8 +302,12 @@ def chart(rows: list[dict]) -> bytes:
 def write(out: Path, records: list[dict], command: str, hardware: str) -> None:
     """compare.json (records and rows), compare.md and compare.png in the folder `out`."""
     rows = table(records)
-    content = {"command": command, "hardware": hardware, "rows": rows, "records": records}
-    note = f"`{command}`; {hardware}; mean over seeds with Student's 95 % interval.\n"
+    told = {"command": command, "commit": current_commit(), "hardware": hardware}
+    content = {**told, "rows": rows, "records": records}
+    note = (
+        f"`{command}`, commit {told['commit']}; {hardware}; mean over seeds with Student's 95 % "
+        "interval.\n"
+    )
     _write_json(out / "compare.json", content)
     write_atomically(out / "compare.md", (markdown(rows) + "\n" + note).encode())
     write_atomically(out / "compare.png", chart(rows))

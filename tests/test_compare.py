@@ -232,8 +232,9 @@ def test_chart_is_a_picture(records):
 
 
 @pytest.mark.parametrize("records", [RECORDS, RECORDS[:1]])
-def test_files_and_clean_json(tmp_path, records):
+def test_files_and_clean_json(tmp_path, records, monkeypatch):
     """Strict JSON also with one seed: no Infinity, no NaN."""
+    monkeypatch.setattr(compare, "current_commit", lambda: "abc")
     compare.write(tmp_path, records, "the command", "the machine")
 
     def refuse(constant):
@@ -243,7 +244,8 @@ def test_files_and_clean_json(tmp_path, records):
     content = json.loads(text, parse_constant=refuse)
     assert content["records"] == records and content["rows"] == compare.table(records)
     assert (content["command"], content["hardware"]) == ("the command", "the machine")
-    assert "`the command`; the machine" in (tmp_path / "compare.md").read_text()
+    assert content["commit"] == "abc"
+    assert "`the command`, commit abc; the machine" in (tmp_path / "compare.md").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {
         "compare.json", "compare.md", "compare.png",
     }  # fmt: skip
