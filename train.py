@@ -212,15 +212,15 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
     begin, first = _offset(config) + used, explored_first(count)
     generator = torch.Generator().manual_seed(100 * config.seed + number)
 
-    def explored(offset: int, per_task: int) -> list[Episode]:
+    def explored(player: Policy, offset: int, per_task: int) -> list[Episode]:
         starts = test_starts(config.tasks, per_task, "explore", offset)
-        return _explored(real.open(), policy, starts, config.exploration_noise, generator)
+        return _explored(real.open(), player, starts, config.exploration_noise, generator)
 
-    episodes = explored(begin, first)
+    episodes = explored(policy, begin, first)
     if number == 1 and config.extra_data:
         good = [e for e in episodes if e.succeeded]
         policy = _explorer(run, policy, sources(run)[0] + good, progress)
-    episodes += explored(begin + first, count - first)
+    episodes += explored(policy, begin + first, count - first)
     if processes.is_main():
         # More than that was left by a run that was killed inside this stage.
         for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[earlier:]:

@@ -38,7 +38,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
     simulator: has next_state(state, motion, action), next_frame(memory, state, next_state,
         action, look, generator) and first_look(first), as simulator.Simulator;
         reflector: has first_look(first, tokens), reward(frames, tokens, state, landmarks) and
-        threshold, as reflector.Reflector.
+        dream_threshold, as reflector.Reflector.
     starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a
         dream may begin.
 
