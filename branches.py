@@ -57,7 +57,9 @@ def branch_truth(
     moments = draw_moments(episodes, groups, rng)
     n = min(loop.rollouts, env.num_envs)
     generator = torch.Generator().manual_seed(seed)
-    played = []  # of some groups at a time, each (groups, N): imagined success, its rewards, real
+    # Of some groups at a time, each (groups, N): imagined success, the return of LOOP (R at the
+    # stop, 0 without one), real success.
+    played = []
     at_once = env.num_envs // n
     for first in range(0, groups, at_once):
         some = moments[first : first + at_once]
@@ -66,7 +68,7 @@ def branch_truth(
         success, rewards, _ = play_branches(world, states, recorder.act, loop.branch, policy)
         states = [state for state in real_states(env, some) for _ in range(n)]
         truly, _, _ = play_branches(env, states, recorder.again, loop.branch, policy)
-        played.append([x.reshape(-1, n) for x in (success, rewards, truly)])
+        played.append([x.reshape(-1, n) for x in (success, rewards * success, truly)])
     imagined, dreamt, real = (np.concatenate(x) for x in zip(*played, strict=True))
     return {
         "groups": groups,

@@ -200,7 +200,7 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
     #   there is one; because it reaches what SFT never does, and filtered BC gains by that
     #   [measured here: results/RECIPE.md].
     """
-    config = run.config
+    config, demonstrations = run.config, sources(run)[0]
     policy = run.policy("sft" if number == 1 else "policy")
     earlier = len(config.tasks) * config.demos + sum(
         stage["ledger"]["exploration_episodes"]
@@ -219,7 +219,7 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
     episodes = explored(policy, begin, first)
     if number == 1 and config.extra_data:
         good = [e for e in episodes if e.succeeded]
-        policy = _explorer(run, policy, sources(run)[0] + good, progress)
+        policy = _explorer(run, policy, demonstrations + good, progress)
     episodes += explored(policy, begin + first, count - first)
     if processes.is_main():
         # More than that was left by a run that was killed inside this stage.

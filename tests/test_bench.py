@@ -187,7 +187,7 @@ def test_a_finished_run_brings_its_own_weights(parts, tmp_path):
         state = saved.state_dict()
         assert all(torch.equal(x, state[name]) for name, x in mine.state_dict().items())
         assert not mine.training
-    assert float(built.reflector.threshold) == math.inf
+    assert float(built.reflector.dream_threshold) == math.inf
     assert float(run.reflector().threshold) == pytest.approx(CONFIG.reflector.threshold)
 
 

@@ -546,9 +546,16 @@ def test_run_folder(debug_run):
     episodes, _, _ = demos.load(folder / "episodes", config.env, config.tasks)
     assert len(episodes) == len(config.tasks) * (config.demos + config.exploration)
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert {"sft", "filtered_bc", "simulator", "reflector", "dream_bc", "gauge", "rl"} == {
-        step["stage"] for step in steps
-    }
+    assert {
+        "sft",
+        "explore",
+        "filtered_bc",
+        "simulator",
+        "reflector",
+        "dream_bc",
+        "gauge",
+        "rl",
+    } == {step["stage"] for step in steps}
     rl = [step for step in steps if step["stage"] == "rl"]
     assert [step["iteration"] for step in rl] == list(range(config.loop.iterations))
     probes = json.loads((folder / "stages.json").read_text())["rl"]["probes"]
