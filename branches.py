@@ -57,8 +57,8 @@ def branch_truth(
     moments = draw_moments(episodes, groups, rng)
     n = min(loop.rollouts, env.num_envs)
     generator = torch.Generator().manual_seed(seed)
-    # Of some groups at a time, each (groups, N): imagined success, the return of LOOP (R at the
-    # stop, 0 without one), real success.
+    # Of some groups at a time, each (groups, N): imagined success, the return of LOOP but for its
+    # time penalty (R at the stop, 0 without one), real success.
     played = []
     at_once = env.num_envs // n
     for first in range(0, groups, at_once):

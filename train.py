@@ -200,8 +200,10 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
     #   there is one; because it reaches what SFT never does, and filtered BC gains by that
     #   [measured here: results/RECIPE.md].
     """
-    config, demonstrations = run.config, sources(run)[0]
+    config = run.config
     policy = run.policy("sft" if number == 1 else "policy")
+    improves = number == 1 and config.extra_data
+    demonstrations = sources(run)[0] if improves else []
     earlier = len(config.tasks) * config.demos + sum(
         stage["ledger"]["exploration_episodes"]
         for name, stage in run.stages.items()
@@ -217,7 +219,7 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
         return _explored(real.open(), player, starts, config.exploration_noise, generator)
 
     episodes = explored(policy, begin, first)
-    if number == 1 and config.extra_data:
+    if improves:
         good = [e for e in episodes if e.succeeded]
         policy = _explorer(run, policy, demonstrations + good, progress)
     episodes += explored(policy, begin + first, count - first)

@@ -323,8 +323,8 @@ def test_calibration_prefers_not_to_stop_at_the_wrong_frame(monkeypatch):
 
 
 def test_calibration_allows_few_false_stops(monkeypatch):
-    """Nineteen successes at 0.4 are worth more than one false stop among twenty, but not than two
-    among twenty; in dreams all errors count alike."""
+    """Twenty successes at 0.45 are worth more than one false stop among twenty-one episodes, not
+    more than two among twenty-two; in dreams all errors count alike."""
     success = {(0.45, 0.45 + i / 1e4): [0, 1, 1] for i in range(20)}
     one = {(0.45, 0.46): [0, 0, 0]}
     assert calibrated(monkeypatch, success | one)[0] < 0.45
