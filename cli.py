@@ -143,7 +143,8 @@ def train_command(
         typer.Option(help="Pretrained: autoencoder=ID_OR_FOLDER,unet=...,clip=...,geometry=..."),
     ] = "",
 ) -> None:
-    """Train: demos, sft, explore, filtered_bc, simulator, reflector, dream_bc, rl, evaluate.
+    """Train: demos, sft, explore, filtered_bc, simulator, reflector, dream_bc, calibrate,
+    rl, evaluate.
 
     Options that are left out come from the preset. Run again to resume; Ctrl-C ends a run safely.
     """
@@ -280,7 +281,8 @@ def imagine_command(
         episode, dream, curves = report.real_and_dream(
             run, simulator, reflector, policy, task, seed
         )
-        etas = {"real": float(reflector.threshold), "dream": float(reflector.dream_threshold)}
+        eta = reflector.dream_eta(episode.instruction)
+        etas = {"real": float(reflector.threshold), "dream": eta}
         demos.write_film(temporary / f"{name}.gif", films.side_by_side([episode.image, dream]))
         demos.write_png(temporary / f"{name}.png", films.strip([episode.image, dream]))
         chart = charts.reward_curves(curves, etas, episode.first_success)

@@ -4,7 +4,7 @@ From the same demonstrations and the same SFT policy, for every seed:
 
     sft                 imitation of the demonstrations
     filtered_bc         it goes on with successful exploration episodes
-    dream_bc            and with dreams of them: where LOOP in the dream begins
+    dream_bc            and does the same on dreams of them: where LOOP in the dream begins
     more_sft            it goes on for as long without them
     real_equal_budget   LOOP in the real simulator, with no more real episodes than the dream cost
     real_equal_rollouts LOOP in the real simulator, with as many rollouts as in the dream

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from demos import Episode, write_film
+import processes
+from demos import Episode, write_film, write_png
 from reflector import judge_episodes
 
 WORST = 3  # disagreements of each kind in `worst_film`
@@ -33,6 +34,17 @@ def strip(films: list[np.ndarray], columns: int = 10, scale: int = 2) -> np.ndar
     picks = np.linspace(0, len(films[0]) - 1, columns).round().astype(int)
     rows = [np.concatenate(list(film[picks]), axis=1) for film in films]
     return np.concatenate(rows, axis=0).repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def write_strips(folder: Path, episodes: list[Episode], dreams: list[Episode]) -> None:
+    """One picture and film per episode, named after its task: the real one above (in the film
+    left), below (right) the dream of the same actions."""
+    if not processes.is_main():
+        return
+    for episode, dream in zip(episodes, dreams, strict=True):
+        both, path = [episode.image, dream.image], folder / f"dream_{episode.task}"
+        write_png(path.with_suffix(".png"), strip(both))
+        write_film(path.with_suffix(".gif"), side_by_side(both), scale=2)
 
 
 def _framed(film: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

@@ -282,7 +282,7 @@ class Game:
         judge = self.parts.reflector
         if judge is None:
             return None, None
-        return float(judge.dream_threshold), float(judge.threshold)
+        return judge.dream_eta(self.instruction), float(judge.threshold)
 
     @property
     def parted(self) -> int | None:

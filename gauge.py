@@ -41,11 +41,37 @@ PROBE_STARTS = 100_000  # the last ones of the "rl" split belong to the gauge, 1
 HALLUCINATED = 0.15  # share of a task's starts above which its dreams teach nothing true
 
 
-def probe_starts(tasks: tuple[str, ...], per_task: int, seed: int) -> list[Start]:
-    """`per_task` starts a task that LOOP in the real simulator never draws;
-    no two seeds of training share one."""
-    last = SPLITS["rl"].stop - 1 - 1000 * seed
+def probe_starts(tasks: tuple[str, ...], per_task: int, seed: int, skipped: int = 0) -> list[Start]:
+    """`per_task` starts a task that LOOP in the real simulator never draws; no two seeds of
+    training share one. skipped: how many a task come before them and are not meant."""
+    last = SPLITS["rl"].stop - 1 - 1000 * seed - skipped
     return [Start(task, last - i) for task in tasks for i in range(per_task)]
+
+
+def real_starts(tasks: tuple[str, ...], seed: int):
+    """draw(iteration, G): new real starts for LOOP in the real simulator, the tasks in turn."""
+
+    def draw(iteration: int, groups: int) -> list[Start]:
+        rng = np.random.default_rng([seed, iteration])
+        seeds = rng.integers(SPLITS["rl"].start, SPLITS["rl"].stop - PROBE_STARTS, groups)
+        return [Start(tasks[i % len(tasks)], int(s)) for i, s in enumerate(seeds)]
+
+    return draw
+
+
+def known_starts(tasks: tuple[str, ...], seed: int, known: dict, gauge=None):
+    """draw(iteration, G): starts whose first real frame is `known`, the tasks in turn that a
+    `Gauge` has not left out. Where it has left out all, its next look ends LOOP: until then, all
+    again."""
+    by_task = {task: [start for start in known if start.task == task] for task in tasks}
+
+    def draw(iteration: int, groups: int) -> list[Start]:
+        rng = np.random.default_rng([seed, len(known), iteration])  # len: of a round
+        left = gauge.tasks if isinstance(gauge, Gauge) and gauge.tasks else tasks
+        now = [left[i % len(left)] for i in range(groups)]
+        return [by_task[task][rng.integers(len(by_task[task]))] for task in now]
+
+    return draw
 
 
 def play_both(

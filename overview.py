@@ -31,7 +31,10 @@ from terminal import check_output
 from train import stages_of
 
 REPORT_MB = 20  # to be free on the disk
-REAL = ("demonstrations", "exploration_episodes", "rl_episodes", "gauge_episodes")  # not evaluation
+REAL = (  # what evaluation plays is not among it
+    "demonstrations", "exploration_episodes", "calibration_episodes", "rl_episodes",
+    "gauge_episodes",
+)  # fmt: skip
 
 
 def write(folders: list[Path], out: Path | None = None) -> list[Path]:

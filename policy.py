@@ -304,6 +304,21 @@ def laplace_log_prob(
     return -(action - mean).abs() * torch.exp(-log_scale) - log_scale - math.log(2)
 
 
+def mean_chunks(policy: Policy, episodes) -> list[np.ndarray]:
+    """The mean chunk on every frame of every episode but the last: arrays (T, K, A) float32 in
+    [-1, 1]."""
+    chunks = []
+    for episode in processes.share(episodes):
+        everywhere = np.ones(len(episode), bool)
+        observation = {
+            "image": episode.image[:-1],
+            "state": episode.state[:-1],
+            "instruction": [episode.instruction] * len(episode),
+        }
+        chunks.append(policy.act(observation, everywhere))
+    return processes.gather(chunks)
+
+
 def imitation_batches(episodes, batch: int, seed: int):
     """A `sample(step)` for fit.fit: decisions of the episodes up to the first success,
     tasks drawn evenly.

@@ -45,6 +45,7 @@ from view import HandInView, from_the_hand
 from vlm import TOKENS, VOCABULARY, Keypoints, KeypointVLM, mean_word, tokenize
 
 LANDMARKS = 32  # of the first frame
+ETAS = (np.arange(1, 50) / 50).tolist()  # 0.02, 0.04 ... 0.98: what calibration chooses from
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Reflector(nn.Module):
         self.register_buffer("threshold", torch.tensor(config.threshold))
         self.register_buffer("dream_threshold", torch.tensor(config.threshold))
         self.register_buffer("platt", torch.tensor([1.0, 0.0]))  # slope and offset of the logits
+        # eta in dreams of single tasks, by instruction: see `eta_of_each_task`; in no checkpoint
+        self.dream_etas: dict[str, float] = {}
 
     def logits(
         self,
@@ -170,6 +173,10 @@ class Reflector(nn.Module):
         frames, tokens, state = (x.to(device) for x in (frames, tokens, state))
         logits = self.logits(stack_frames(frames), tokens, state, landmarks=landmarks)
         return torch.sigmoid(self.platt[0] * logits + self.platt[1])
+
+    def dream_eta(self, instruction: str) -> float:
+        """Above which R a dream of this instruction stops: the task's own eta, or that of all."""
+        return self.dream_etas.get(instruction, float(self.dream_threshold))
 
     def description(self) -> dict:
         """What a checkpoint needs to build this again."""
@@ -286,9 +293,9 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
         reflector.platt.copy_(torch.tensor([slope, offset]))
 
 
-def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.05) -> tuple[float, float]:
+def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.03) -> tuple[float, float]:
     """Set both thresholds from held-out episodes and dreams of them (which keep the real labels),
-    each to an eta in {0.02, 0.04 ... 0.98}; of several equals the middle one, which lies farthest
+    each to one of ETAS; of several equals the middle one, which lies farthest
     from where it would be wrong. Returns (on real frames, in dreams):
 
         eta       = argmax right_verdicts(episodes)  where  false_stops(episodes) <= allowed
@@ -297,14 +304,35 @@ def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.05) -> 
     A real stop says "done" to a person, and one that is false cannot be taken back; in a dream both
     errors cost the same, and what counts is how the rollout ends. eta is 0.98 where all stop more.
     """
-    grid = (np.arange(1, 50) / 50).tolist()
     curves, dreamt = (judge_episodes(reflector, some) for some in (episodes, dreams))
-    fit = [eta for eta in grid if false_stops(curves, episodes, eta) <= allowed] or [grid[-1]]
+    fit = [eta for eta in ETAS if false_stops(curves, episodes, eta) <= allowed] or [ETAS[-1]]
     real = _middle_of_best(fit, [right_verdicts(curves, episodes, eta) for eta in fit])
-    dream = _middle_of_best(grid, [right_outcomes(dreamt, dreams, eta) for eta in grid])
+    dream = _middle_of_best(ETAS, [right_outcomes(dreamt, dreams, eta) for eta in ETAS])
     reflector.threshold.fill_(real)
     reflector.dream_threshold.fill_(dream)
     return real, dream
+
+
+def eta_of_each_task(curves: list[np.ndarray], episodes) -> dict[str, float]:
+    """eta in dreams, task by task: {task: one of ETAS}. curves: R along dreams of a policy that
+    nothing stopped; episodes: the same policy's, from the same starts, in reality:
+
+        eta_task = argmax right_outcomes(curves of the task, its real episodes)
+
+    of several equals one nearer the upper end: LOOP may learn to please a dream that promises too
+    much, from one that promises too little it merely learns less.
+    In a dream along recorded actions the hand gives away what happened; a policy that dreams acts
+    on what it sees, and where contact is lost in reality the dream goes on. How often, differs from
+    task to task, and only a comparison with the policy's own real outcomes can tell.
+    """
+    etas = {}
+    for task in dict.fromkeys(episode.task for episode in episodes):
+        of_task = [i for i, episode in enumerate(episodes) if episode.task == task]
+        seen, true = [curves[i] for i in of_task], [episodes[i] for i in of_task]
+        shares = [right_outcomes(seen, true, eta) for eta in ETAS]
+        best = [eta for eta, share in zip(ETAS, shares, strict=True) if share == max(shares)]
+        etas[task] = best[3 * len(best) // 4]
+    return etas
 
 
 def _middle_of_best(etas: list[float], shares: list[float]) -> float:

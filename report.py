@@ -226,6 +226,10 @@ def _reflector(run: Run) -> list[str]:
         f"On {card.get('episodes', '?')} held-out episodes, {card.get('frames', '?')} frames, and "
         "on dreams of their actions."
     )
+    etas = _last(run, "calibrate").get("etas", {})
+    if etas:
+        of_tasks = ", ".join(f"{task} {eta:.2f}" for task, eta in etas.items())
+        note += f" When a policy dreams, each task has an eta of its own: {of_tasks}."
     return ["## Reflector", "", *table(["measure", "real", "generated"], rows), "", note]
 
 

@@ -38,6 +38,7 @@ from checkpoints import BadRun, check_settings, first_difference, from_values, l
 from demos import parse_json, write_atomically
 from evaluate import cpu_seconds, peak_memory_gib
 from fit import FitConfig
+from instructions import INSTRUCTIONS
 from latents import check_models
 from libero_tasks import CHUNK, LIBERO_SUITES, STEP_LIMIT, suite_of
 from policy import Policy, PolicyConfig
@@ -91,7 +92,7 @@ class RunConfig:
     # results/RECIPE.md].
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(iterations=8))
     real_loop: LoopConfig = field(default_factory=LoopConfig)  # with rl_env = "real"
-    probes: int = 20  # real starts a task at which the gauge compares dream and reality; 0: never
+    probes: int = 20  # real starts a task for each look at dream and reality; 0: never
     probe_every: int = 4  # iterations of LOOP between two of its looks
     # what ends LOOP in the dream early and says which policy is kept: "real" episodes (gauge.py),
     # or "novelty" of the dreams, which needs none (novelty.py)
@@ -431,10 +432,9 @@ class Clock:
 
     def state(self) -> dict:
         """{"seconds", "cpu"} so far."""
-        cpu = processes.total(cpu_seconds() - self.used)
         return {
             "seconds": self.before["seconds"] + time.time() - self.started,
-            "cpu": self.before["cpu"] + cpu,
+            "cpu": self.before["cpu"] + processes.total(cpu_seconds() - self.used),
         }
 
     def set_state(self, state: dict) -> None:
@@ -575,8 +575,6 @@ class Run:
                 total[name] = total.get(name, 0) + count
         return total
 
-    # -- parts by name
-
     def policy(self, name: str = "policy") -> Policy:
         """The policy "sft", "filtered_bc" or "policy" (post-trained) from its checkpoint."""
         description = asdict(self.config.policy)
@@ -597,4 +595,6 @@ class Run:
         check_settings(self.checkpoint("reflector"), description)
         part = Reflector(self.config.reflector).to(self.device)
         load_part(self.checkpoint("reflector"), part, part.description())
+        etas = [stage["etas"] for n, stage in self.stages.items() if n.startswith("calibrate")]
+        part.dream_etas = {INSTRUCTIONS[t][0]: eta for t, eta in (etas or [{}])[-1].items()}
         return part

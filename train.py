@@ -9,19 +9,19 @@ each reads what the earlier ones left in the run folder and leaves its own.
                  imitation goes on with those of them that succeeded
     5 simulator  the world simulator learns from all episodes but those held out
     6 reflector  the instant reflector learns from them too, and from dreams of them
-    7 dream_bc   imitation goes on with the same episodes and dreams of them, so that the policy
-                 acts in the dream as it does in reality
-    8 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
-    9 evaluate   real success on test starts: all policies, three terminations
+    7 dream_bc   the policy learns to act in dreams of these episodes as it does in reality
+    8 calibrate  dreams get an eta for each task, by a few real episodes
+    9 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
+   10 evaluate   real success on test starts: all policies, three terminations
 
-With `--rounds 2` or more, 3 to 8 come again before 9: the post-trained policy collects a counted
+With `--rounds 2` or more, 3 to 9 come again before 10: the post-trained policy collects a counted
 number of new episodes, and imitation, simulator, reflector and LOOP go on with all of them.
 
 # DEVIATION: the paper's RL begins at the SFT policy; here at filtered BC, with the same real
 #   episodes; because they are paid for, and what LOOP adds to it is then what the dream is worth.
-# DEVIATION: the paper's policy has seen no dreamt frame before RL; here it has imitated along
-#   dreams of its real episodes; because a small policy from scratch acts otherwise on a frame with
-#   the errors of a small simulator, and the dream is then about another policy than the real one.
+# DEVIATION: the paper's policy has seen no dreamt frame before RL; here it has learned to do on
+#   dreams of its real episodes what it does on them; because a small policy from scratch acts
+#   otherwise on the errors of a small simulator, and the dream is then about another policy.
 
 A stage that is finished is skipped, and one that was killed goes on from its last state (resume.py)
 if it fits or is LOOP; where it plays real episodes or dreams along them it does so again. The run
@@ -55,24 +55,31 @@ from evaluate import (
     simulator_card,
     test_starts,
 )
-from films import side_by_side, strip, write_telling
+from films import write_strips, write_telling
 from fit import FitConfig, fit
-from gauge import PROBE_STARTS, Gauge, probe_starts
+from gauge import Gauge, known_starts, probe_starts, real_starts
 from kinematics import episode_batches
 from novelty import Novelty, NoveltyGauge
-from policy import Policy, imitation_batches
+from policy import Policy, imitation_batches, mean_chunks
 from ppo import LateExplorer, loop, no_signal
-from reflector import Reflector, calibrate, calibrate_probabilities, frame_batches
+from reflector import (
+    Reflector,
+    calibrate,
+    calibrate_probabilities,
+    eta_of_each_task,
+    frame_batches,
+    judge_episodes,
+)
 from resume import Keeper, finishing_steps
 from runs import Clock, Run, RunConfig, versions
 from simulator import Simulator, transition_batches
-from tasks import SPLITS, Start
+from tasks import Start
 from vecenv import RealWorkers, VecRealEnv
 from worldenv import NoReflector, WorldEnv, start_frames
 
 STAGES = (
-    "demos", "sft", "explore", "filtered_bc", "simulator", "reflector", "dream_bc", "rl",
-    "evaluate",
+    "demos", "sft", "explore", "filtered_bc", "simulator", "reflector", "dream_bc", "calibrate",
+    "rl", "evaluate",
 )  # fmt: skip
 ROUND = STAGES[2:-1]  # what `--rounds` repeats
 IMITATION = ("sft", "filtered_bc", "dream_bc")  # policies on the way; the last is where LOOP begins
@@ -99,6 +106,7 @@ def train(
         "simulator": stage_simulator,
         "reflector": stage_reflector,
         "dream_bc": stage_dream_bc,
+        "calibrate": stage_calibrate,
         "rl": stage_rl,
         "evaluate": stage_evaluate,
     }
@@ -300,24 +308,50 @@ def _imitate(run: Run, policy: Policy, name: str, sample, settings: FitConfig, p
 
 
 def stage_dream_bc(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
-    """Filtered BC of the same round goes on, half as many steps at half the rate, with its episodes
-    and dreams of them: the same actions on dreamt frames. Leaves the checkpoint
-    "dream_bc" (dream_bc_2, ...).
+    """The policy learns to do on dreamt frames what filtered BC of the round does on the real ones,
+    and there still to do it; half the steps at half the rate. Leaves "dream_bc" (dream_bc_2, ...).
+
+        loss = |pi(frame) - mu|,  frame real or dreamt, mu = filtered BC's mean on the real one
 
     What the dream gets wrong, an object that fades or lags behind, is then no reason for the policy
     to act otherwise than in reality. No further real episode is needed."""
     config, full = run.config, run.config.filtered_bc
     demonstrations, good, camera = imitated(run)
-    world = open_loop(run, run.simulator(camera), OWN_ROLLOUTS)
-    episodes = demonstrations + good
-    dreams = dream_along(world, episodes)
-    sample = imitation_batches(episodes + dreams, full.batch, config.seed + 699 + number)
-    settings = replace(full, steps=max(1, full.steps // 2), learning_rate=full.learning_rate / 2)
+    world, episodes = open_loop(run, run.simulator(camera), OWN_ROLLOUTS), demonstrations + good
     begin, name = (_named(stage, number) for stage in IMITATION[1:])
-    result = _imitate(run, run.policy(begin), name, sample, settings, progress)
-    line = f"{len(episodes)} episodes and dreams of them imitated, L1 error {result['l1']:.3f}"
+    policy = run.policy(begin)
+    answers = mean_chunks(policy, episodes)
+    both = zip(episodes + dream_along(world, episodes), answers + answers, strict=True)
+    taught = [replace(episode, action=mean) for episode, mean in both]
+    sample = imitation_batches(taught, full.batch, config.seed + 699 + number)
+    settings = replace(full, steps=max(1, full.steps // 2), learning_rate=full.learning_rate / 2)
+    result = _imitate(run, policy, name, sample, settings, progress)
+    line = f"{len(episodes)} episodes and dreams of them, L1 error {result['l1']:.3f}"
     ledger = {"imagined_frames": processes.total(world.imagined_frames)}
     return {"line": line, "ledger": ledger, **result}
+
+
+def stage_calibrate(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
+    """The eta of each task in dreams (`reflector.eta_of_each_task`): the policy that LOOP begins
+    with plays real starts that nothing else does, and dreams of them to the horizon. Without real
+    episodes to spend (`probes` 0, or stop rule "novelty") all tasks keep the reflector's one."""
+    config = run.config
+    if not config.probes or config.stop_rule != "real":
+        return {"line": "no real episodes: one eta for all tasks", "ledger": {}, "etas": {}}
+    policy, (_, _, camera) = run.policy(_loop_begins_with(run, number)), sources(run)
+    starts = probe_starts(config.tasks, config.probes, config.seed, skipped=number * config.probes)
+    episodes = demos.play(real.open(), starts, policy.act, "evaluation", after_success=0)
+    world = open_loop(run, run.simulator(camera), len(starts), start_frames(episodes))
+    dreams = demos.play(world, starts, policy.act, "evaluation", after_success=None)
+    curves = judge_episodes(run.reflector(), dreams)
+    etas, spent = eta_of_each_task(curves, episodes), real.count()
+    each = ", ".join(f"{task} {eta:.2f}" for task, eta in etas.items())
+    ledger = {
+        "calibration_episodes": spent["real_episodes"],
+        "calibration_steps": spent["real_steps"],
+        "imagined_frames": processes.total(world.imagined_frames),
+    }
+    return {"line": f"eta in dreams: {each}", "ledger": ledger, "etas": etas}
 
 
 def _fit(part, sample, settings: FitConfig, progress, keeper: Keeper) -> dict:
@@ -360,7 +394,8 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     save_part(run.checkpoint("simulator"), simulator, simulator.description())
     judged = open_loop(run, simulator, len(kept))
     card = simulator_card(judged, kept)
-    _dream_strips(run, judged, kept)
+    shown = list({episode.task: episode for episode in reversed(kept)}.values())  # one a task
+    write_strips(run.folder / "pictures", shown, dream_along(judged, shown))
     line = (
         f"open-loop PSNR {card['sim_psnr_1']:.1f} / {card['sim_psnr_5']:.1f} / "
         f"{card['sim_psnr_last']:.1f} dB after 1 / 5 / all decisions "
@@ -392,24 +427,10 @@ def _refresh(fit: FitConfig) -> FitConfig:
     return replace(fit, steps=max(1, fit.steps // 3), learning_rate=fit.learning_rate / 2)
 
 
-def open_loop(run: Run, simulator: Simulator, slots: int) -> WorldEnv:
-    """A dream for `dream_along`: it continues real episodes, and nothing stops it."""
+def open_loop(run: Run, simulator: Simulator, slots: int, starts: dict | None = None) -> WorldEnv:
+    """A dream that nothing stops: for `dream_along`, or from known `starts` for a policy."""
     seed = run.config.seed + 1000 * processes.rank()
-    return WorldEnv(simulator, NoReflector(), {}, slots, run.config.env, seed)
-
-
-def _dream_strips(run: Run, world: WorldEnv, episodes: list[Episode]) -> None:
-    """One picture and film per task: the real episode above (in the film left), below (right) the
-    dream of the same actions."""
-    first = [next((e for e in episodes if e.task == task), None) for task in run.config.tasks]
-    chosen = [e for e in first if e is not None]
-    dreams = dream_along(world, chosen)
-    if not processes.is_main():
-        return
-    for episode, dream in zip(chosen, dreams, strict=True):
-        both, path = [episode.image, dream.image], run.folder / "pictures" / f"dream_{episode.task}"
-        demos.write_png(path.with_suffix(".png"), strip(both))
-        demos.write_film(path.with_suffix(".gif"), side_by_side(both), scale=2)
+    return WorldEnv(simulator, NoReflector(), starts or {}, slots, run.config.env, seed)
 
 
 def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
@@ -451,14 +472,11 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     """LOOP from the imitation of the same round (without extra data from SFT, in later rounds from
     the post-trained policy), in the dream or in reality; leaves the checkpoint "policy"."""
     config = run.config
-    begin = _named(IMITATION[-1], number)
-    if begin not in run.stages:
-        begin = "sft" if number == 1 else "policy"
-    policy = run.policy(begin)
+    policy = run.policy(_loop_begins_with(run, number))
     gauge, also = None, {"real": real}
     env: Any  # VecRealEnv or WorldEnv
     if config.rl_env == "real":
-        env, draw = real.open(), _real_starts(config)
+        env, draw = real.open(), real_starts(config.tasks, config.seed)
     else:
         demonstrations, exploration, camera = sources(run)
         parts = run.simulator(camera), run.reflector()
@@ -467,7 +485,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         env = WorldEnv(*parts, known, config.slots // processes.world(), config.env, seed)
         if config.probes:
             gauge = _gauge(run, parts, real, demonstrations, exploration)
-        draw = _known_starts(config, known, gauge)
+        draw = known_starts(config.tasks, config.seed, known, gauge)
         also |= {"env": env} | ({"gauge": gauge} if gauge else {})
     keeper = run.keeper(_named("rl", number), 1, also)
     if gauge and not keeper.steps:
@@ -514,6 +532,15 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     return {"line": line, "ledger": ledger, **result}
 
 
+def _loop_begins_with(run: Run, number: int) -> str:
+    """The policy's name: dream BC of the round; without extra data SFT, in later rounds the
+    post-trained one."""
+    begin = _named(IMITATION[-1], number)
+    if begin in run.stages:
+        return begin
+    return "sft" if number == 1 else "policy"
+
+
 def _gauge(
     run: Run, parts: tuple[Simulator, Reflector], real: RealWorkers, demonstrations, exploration
 ):
@@ -533,31 +560,6 @@ def _log_probe(run: Run, number: int, gauge: Gauge | NoveltyGauge) -> None:
     rates = {n: float(np.mean(probe[n])) for n in ("real", "imagined", "novel") if n in probe}
     run.log(stage="gauge", round=number, iteration=probe["iteration"], **rates,
             warning=gauge.warning())  # fmt: skip
-
-
-def _real_starts(config: RunConfig):
-    """draw(iteration, G): new real starts, the tasks in turn."""
-
-    def draw(iteration: int, groups: int) -> list[Start]:
-        rng = np.random.default_rng([config.seed, iteration])
-        seeds = rng.integers(SPLITS["rl"].start, SPLITS["rl"].stop - PROBE_STARTS, groups)
-        return [Start(config.tasks[i % len(config.tasks)], int(s)) for i, s in enumerate(seeds)]
-
-    return draw
-
-
-def _known_starts(config: RunConfig, known: dict, gauge: Gauge | NoveltyGauge | None):
-    """draw(iteration, G): starts whose first real frame is known, the tasks in turn that the gauge
-    has not left out. Where it has left out all, its next look ends LOOP: until then, all again."""
-    by_task = {task: [start for start in known if start.task == task] for task in config.tasks}
-
-    def draw(iteration: int, groups: int) -> list[Start]:
-        rng = np.random.default_rng([config.seed, len(known), iteration])  # len: of a round
-        left = gauge.tasks if isinstance(gauge, Gauge) and gauge.tasks else config.tasks
-        tasks = [left[i % len(left)] for i in range(groups)]
-        return [by_task[task][rng.integers(len(by_task[task]))] for task in tasks]
-
-    return draw
 
 
 def _finite(metrics: dict) -> dict:

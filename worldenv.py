@@ -38,16 +38,16 @@ class WorldEnv(gymnasium.vector.VectorEnv):
     simulator: has next_state(state, motion, action), next_frame(memory, state, next_state,
         action, look, generator) and first_look(first), as simulator.Simulator;
         reflector: has first_look(first, tokens), reward(frames, tokens, state, landmarks) and
-        dream_threshold, as reflector.Reflector.
+        dream_eta(instruction), as reflector.Reflector.
     starts: {Start: (image (H, W, 3) uint8, state (S,) float32)}, the real start frames from which a
         dream may begin.
 
     reset(options={"starts": [Start, ...]}), step(actions (B, K, A) in [-1, 1]): as
         vecenv.VecRealEnv.
     The reward of a step is R at the stop or at the horizon, else 0; terminated where R > eta for
-    the second time in a row (`reflector.stop_at`; eta is the threshold in dreams), truncated at the
-    horizon. infos: "reflector" (B,) R of every running slot, "success" (B,) the
-    reflector's verdict. Done slots rest.
+    the second time in a row (`reflector.stop_at`; eta is that of the task in dreams), truncated at
+    the horizon. infos: "reflector" (B,) R of every running slot, "success" (B,) the reflector's
+    verdict. Done slots rest.
     """
 
     action_space: gymnasium.spaces.Box
@@ -78,6 +78,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         self._motions = np.zeros((num_envs, motion_dim(config.robot)), np.float32)
         self._judged = np.zeros(num_envs, np.float32)  # R of the current frame, 0 of a first one
         self._texts = [""] * num_envs
+        self._etas = np.zeros(num_envs, np.float32)
         self._time = np.zeros(num_envs, np.int64)
         self.done = np.ones(num_envs, bool)
 
@@ -109,7 +110,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
     def _prepare(self) -> None:
         """What does not change during an episode, of the slots that have one (the first ones): what
-        simulator and reflector know of the first frame, and the instruction's tokens."""
+        simulator and reflector know of the first frame, the instruction's tokens and its eta."""
         used = int((~self.done).sum())
         first = torch.from_numpy(self._history[:used, 0])
         with torch.no_grad():
@@ -118,6 +119,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         longest = int((tokens > 0).sum(1).max())  # padding beyond it says nothing
         self._tokens = tokens[:, : max(1, longest)]
         self._landmarks = self.reflector.first_look(first, self._tokens)
+        self._etas[:used] = [self.reflector.dream_eta(text) for text in self._texts[:used]]
 
     def _observations(self) -> dict:
         slots = np.arange(self.num_envs)
@@ -141,7 +143,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             for block in np.array_split(on, -(-len(on) // BLOCK)):
                 self._imagine(block, torch.from_numpy(actions[block]).clamp(-1, 1))
                 judged[block] = self._judge(block)
-            eta = float(self.reflector.dream_threshold)
+            eta = self._etas[on]
             terminations[on] = (judged[on] > eta) & (self._judged[on] > eta)
             self._judged[on] = judged[on]
             truncations[on] = ~terminations[on] & (self._time[on] >= self.config.horizon)
@@ -227,6 +229,9 @@ class NoReflector:
     a stop."""
 
     threshold = dream_threshold = torch.tensor(float("inf"))
+
+    def dream_eta(self, instruction: str) -> float:
+        return float(self.dream_threshold)
 
     def first_look(self, first, tokens) -> None:
         return None

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import imageio.v3 as imageio
+import numpy as np
 import pytest
 import torch
 from trees import tree
@@ -27,10 +28,15 @@ import compare
 import runs
 import train
 from checkpoints import save_part
+from demos import Episode
+from gauge import probe_starts
+from instructions import INSTRUCTIONS
 from policy import Policy
 from ppo import LoopConfig
+from reflector import Reflector
 from runs import BadRun, Run, RunConfig
 from tasks import SPLITS
+from vlm import tokenize
 
 CLI = str(Path(cli.__file__).resolve())
 DEBUG = runs.preset("debug")
@@ -747,15 +753,23 @@ def test_filtered_bc_imitates_demonstrations_and_successes(tmp_path, monkeypatch
     assert torch.equal(run.policy("sft").mean_head.weight, sft.mean_head.weight)
 
 
-def test_dream_bc_imitates_the_same_episodes_and_dreams_of_them(tmp_path, monkeypatch):
-    """From filtered BC of the same round, half of its steps at half its rate; a dream has the
-    actions of its episode."""
+def test_dream_bc_does_on_dreams_what_filtered_bc_does_on_real_frames(tmp_path, monkeypatch):
+    """From filtered BC of the same round, half of its steps at half its rate; real episode and
+    dream are both given filtered BC's own means on the real frames, not what was played."""
     run = runs.Run.create(tmp_path / "run", DEBUG)
-    before = Policy(DEBUG.policy)
+    before = Policy(DEBUG.policy).eval()
     save_part(run.checkpoint("filtered_bc_2"), before, asdict(DEBUG.policy))
-    demonstrations = [SimpleNamespace(name="demo", succeeded=True)]
-    exploration = [SimpleNamespace(name=f"explored {i}", succeeded=i == 1) for i in range(3)]
-    monkeypatch.setattr(train, "sources", lambda run: (demonstrations, exploration, "camera"))
+
+    def episode(grey: int, succeeded: bool) -> Episode:
+        size, shape = DEBUG.env.size, (2, *before.action_shape)
+        image, state = np.full((3, size, size, 3), grey, np.uint8), np.zeros((3, 4), np.float32)
+        success = np.array([0, 0, succeeded], np.uint8)
+        played, task = np.ones(shape, np.float32), DEBUG.tasks[0]
+        words = INSTRUCTIONS[task][0]
+        return Episode(image, state, played, success, task, words, grey, "exploration")
+
+    exploration = [episode(20 + i, i == 1) for i in range(3)]
+    monkeypatch.setattr(train, "sources", lambda run: ([episode(10, True)], exploration, "camera"))
     monkeypatch.setattr(train, "imitation_batches", lambda episodes, batch, seed: episodes)
     monkeypatch.setattr(runs.Run, "simulator", lambda run, camera: f"simulator, {camera}")
     world = SimpleNamespace(imagined_frames=0)
@@ -763,12 +777,13 @@ def test_dream_bc_imitates_the_same_episodes_and_dreams_of_them(tmp_path, monkey
 
     def dream_along(world, episodes):
         world.imagined_frames += 10 * len(episodes)
-        return [SimpleNamespace(name=f"dream of {e.name}") for e in episodes]
+        assert all((e.action == 1).all() for e in episodes)  # the dream obeys what was played
+        return [replace(e, image=e.image + 100) for e in episodes]
 
     seen = []
 
     def fit(part, episodes, settings, on_step, keeper):
-        seen.append(([e.name for e in episodes], settings))
+        seen.append((episodes, settings))
         part.mean_head.weight.data += 1
         return {"l1": 0.1}
 
@@ -776,11 +791,78 @@ def test_dream_bc_imitates_the_same_episodes_and_dreams_of_them(tmp_path, monkey
     monkeypatch.setattr(train, "fit", fit)
     result = train.stage_dream_bc(run, None, lambda *_: None, 2)
     full = DEBUG.filtered_bc
-    half = replace(full, steps=full.steps // 2, learning_rate=full.learning_rate / 2)
-    names = ["demo", "explored 1", "dream of demo", "dream of explored 1"]
-    assert seen == [(names, half)] and result["ledger"] == {"imagined_frames": 20}
+    ((taught, settings),) = seen
+    assert settings == replace(
+        full, steps=full.steps // 2, learning_rate=full.learning_rate / 2
+    ) and result["ledger"] == {"imagined_frames": 20}
+    assert [int(e.image.max()) for e in taught] == [10, 21, 110, 121]
+    for real, dream in zip(taught[:2], taught[2:], strict=True):
+        image = torch.from_numpy(real.image[:2]).movedim(-1, 1) / 255 - 0.5
+        words = tokenize([real.instruction] * 2)
+        with torch.no_grad():
+            mean, _ = before.distribution(image, torch.zeros(2, 4), words)
+        assert np.allclose(real.action, mean.clamp(-1, 1).numpy(), atol=1e-6)
+        assert (dream.action == real.action).all() and not (real.action == 1).all()
     after = run.policy("dream_bc_2").mean_head.weight
     assert torch.equal(after, before.mean_head.weight + 1)
+
+
+def test_calibrate_gives_each_task_the_eta_that_agrees_with_reality(tmp_path, monkeypatch):
+    """Real starts that are neither the gauge's nor another round's; the policy that LOOP begins
+    with; dreams that nothing stops; counted, and the run's reflector has them from then on."""
+    config = replace(DEBUG, probes=4)
+    run = runs.Run.create(tmp_path / "run", config)
+    played = []
+
+    def play(env, starts, act, source, after_success):
+        played.append((env, list(starts), act, after_success))
+        of_start = [SimpleNamespace(task=s.task, seed=s.seed, succeeded=i % 2 == 0)
+                    for i, s in enumerate(starts)]  # fmt: skip
+        return of_start
+
+    spent = {"real_episodes": 8, "real_steps": 99}
+    real = SimpleNamespace(open=lambda: "reality", count=lambda: spent)
+    monkeypatch.setattr(train.demos, "play", play)
+    monkeypatch.setattr(train, "sources", lambda run: ([], [], "camera"))
+    monkeypatch.setattr(train, "start_frames", lambda episodes: {"of": len(episodes)})
+    monkeypatch.setattr(runs.Run, "policy", lambda run, name: SimpleNamespace(act=f"{name} acts"))
+    monkeypatch.setattr(runs.Run, "simulator", lambda run, camera: camera)
+    monkeypatch.setattr(runs.Run, "reflector", lambda run: "reflector")
+    world = SimpleNamespace(imagined_frames=7)
+    monkeypatch.setattr(train, "open_loop", lambda run, simulator, slots, starts: world)
+    # Where reality succeeds R stays above 0.6 (first task) or 0.3, where it fails above 0.4 or 0.1.
+    high, low = ([[0.6] * 3, [0.4] * 3] * 2, [[0.3] * 3, [0.1] * 3] * 2)
+    curves = [np.array(curve) for curve in high + low]
+    monkeypatch.setattr(train, "judge_episodes", lambda reflector, dreams: curves)
+    run.stages["dream_bc_2"] = {}
+    result = train.stage_calibrate(run, real, lambda *_: None, 2)
+    first, second = config.tasks
+    assert 0.4 <= result["etas"][first] < 0.6 and 0.1 <= result["etas"][second] < 0.3
+    assert result["ledger"] == {
+        "calibration_episodes": 8, "calibration_steps": 99, "imagined_frames": 7,
+    }  # fmt: skip
+    (env, starts, act, after), (dream, again, _, dream_after) = played
+    assert (env, act, after) == ("reality", "dream_bc_2 acts", 0)
+    assert (dream, again, dream_after) == (world, starts, None) and len(starts) == 8
+    others = probe_starts(config.tasks, 4, config.seed)
+    others += probe_starts(config.tasks, 4, config.seed, skipped=4)
+    assert not set(starts) & set(others)
+    monkeypatch.undo()
+    run.stages["calibrate"] = {"etas": {first: 0.5, second: 0.1}}
+    run.stages["calibrate_2"] = result
+    part = Reflector(config.reflector)
+    save_part(run.checkpoint("reflector"), part, part.description())
+    for task in config.tasks:
+        assert run.reflector().dream_eta(INSTRUCTIONS[task][0]) == result["etas"][task]
+    assert run.reflector().dream_eta("another task") == config.reflector.threshold
+
+
+def test_calibrate_spends_no_real_episode_that_is_not_given(tmp_path):
+    """Without probes, or under the stop rule that needs none."""
+    for config in (replace(DEBUG, probes=0), replace(DEBUG, stop_rule="novelty")):
+        run = SimpleNamespace(config=config)
+        result = train.stage_calibrate(run, None, lambda *_: None)
+        assert result["etas"] == {} and result["ledger"] == {}
 
 
 def test_a_stage_name_tells_its_round():
@@ -793,7 +875,8 @@ def test_a_round_repeats_all_from_exploration_on():
     """Imitation too, for it is what the round's LOOP begins with; without extra data there is none
     to repeat."""
     two = train.stages_of(replace(DEBUG, rounds=2))
-    again = ("explore_2", "filtered_bc_2", "simulator_2", "reflector_2", "dream_bc_2", "rl_2")
+    again = ("explore_2", "filtered_bc_2", "simulator_2", "reflector_2", "dream_bc_2",
+             "calibrate_2", "rl_2")  # fmt: skip
     assert two == (*train.STAGES[:-1], *again, "evaluate")
     alone = train.stages_of(replace(DEBUG, rounds=2, extra_data=False))
     assert not [name for name in alone if "_bc" in name] and len(alone) == len(two) - 4

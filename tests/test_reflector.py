@@ -14,6 +14,7 @@ from reflector import (
     ReflectorConfig,
     calibrate,
     calibrate_probabilities,
+    eta_of_each_task,
     false_stops,
     frame_batches,
     judge_episodes,
@@ -323,14 +324,27 @@ def test_calibration_prefers_not_to_stop_at_the_wrong_frame(monkeypatch):
 
 
 def test_calibration_allows_few_false_stops(monkeypatch):
-    """Twenty successes at 0.45 are worth more than one false stop among twenty-one episodes, not
-    more than two among twenty-two; in dreams all errors count alike."""
-    success = {(0.45, 0.45 + i / 1e4): [0, 1, 1] for i in range(20)}
+    """Forty successes at 0.45 are worth more than one false stop among forty-one episodes, not
+    more than two among forty-two; in dreams all errors count alike."""
+    success = {(0.45, 0.45 + i / 1e4): [0, 1, 1] for i in range(40)}
     one = {(0.45, 0.46): [0, 0, 0]}
     assert calibrated(monkeypatch, success | one)[0] < 0.45
     two = one | {(0.45, 0.47): [0, 0, 0]}
     real, dream = calibrated(monkeypatch, success | two)
     assert real > 0.45 > dream  # real: stops nothing
+
+
+def test_each_task_has_the_eta_at_which_most_dreams_end_as_reality():
+    """One task whose dreams promise too much, one whose promise too little, one on which any eta
+    is right: of equals one at three quarters."""
+    real = [scripted_episode(x, task) for task in INSTRUCTIONS for x in ([0, 0, 1], [0, 0, 0])][:6]
+    tasks = [real[i].task for i in (0, 2, 4)]
+    seen = [(0.9, 0.9), (0.7, 0.7), (0.3, 0.3), (0.1, 0.1), (0.99, 0.99), (0.99, 0.01)]
+    etas = eta_of_each_task([np.array(curve) for curve in seen], real)
+    assert etas == pytest.approx(dict(zip(tasks, (0.84, 0.24, 0.74), strict=True)))
+    wrong = [(0.2, 0.2), (0.6, 0.6)]  # the one that fails promises more: 1 of 2 is right at most
+    (eta,) = eta_of_each_task([np.array(curve) for curve in wrong], real[:2]).values()
+    assert eta > 0.6  # no stop at all rather than a false one
 
 
 def test_platt_scaling_recovers_the_true_probabilities():

@@ -69,6 +69,7 @@ def finished_run(folder: Path, better: int = 4, **settings) -> Run:
         "simulator": {"sim_psnr_1": 30.0, "sim_psnr_last": 20.0, "hand_mm": 5, "hand_mm_last": 9},
         "reflector": card | {"episodes": 8, "threshold": 0.6, "generated": card},
         "dream_bc": {},
+        "calibrate": {"etas": {"handle-press": 0.625}},
         "rl": {
             "history": [step, step | {"success": None}],
             "probes": [
@@ -234,6 +235,11 @@ def test_rounds_are_one_learning_curve(tmp_path):
     history, probes = report.whole_loop(run)
     assert len(history) == 4 and [p["iteration"] for p in probes] == [0, 2, 2, 4]
     assert report.kept_agreement(run)["agreement"]["share"] == 1.0
+
+
+def test_each_task_s_eta_in_dreams_is_told(tmp_path):
+    text = report.write_report(finished_run(tmp_path / "run")).read_text()
+    assert "each task has an eta of its own: handle-press 0.62." in text
 
 
 def test_trust_is_in_the_page(tmp_path):

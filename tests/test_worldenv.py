@@ -145,6 +145,22 @@ def test_the_threshold_is_the_reflectors_own(eta, stops):
     assert env.step(push(0.0))[2][0] == (not stops and eta < 0.9)
 
 
+def test_each_task_stops_at_its_own_eta():
+    """Three slots with the same R: only those whose task's eta is below it stop, after a reset and
+    after a branch."""
+    env = world()
+    etas = dict(zip((INSTRUCTIONS[start.task][0] for start in known_starts()), (0.05, 0.5, 0.09)))
+    env.reflector.dream_eta = etas.__getitem__
+    env.reset(options={"starts": list(known_starts())})
+    env.step(push(0.5, 0.4, 0.3))
+    states = env.get_states([2, 1, 0])
+    assert env.step(push(0.0, 0.0, 0.0))[2].tolist() == [True, False, True]
+    env.set_states(states)
+    assert env.step(push(0.0, 0.0, 0.0))[2].tolist() == [True, False, True]
+    env.set_states(states[1:])
+    assert env.step(push(0.0, 0.0, 0.0))[2].tolist() == [False, True, False]
+
+
 def test_what_looks_like_success_for_a_moment_does_not_stop():
     """R above eta, below, above, and a reset or a branch from before: only two in a row stop."""
     env = world(1)
