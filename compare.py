@@ -142,8 +142,9 @@ def real_budget(run: Run) -> int:
 
 
 def _real_episodes(ledger: dict[str, int]) -> int:
-    # exploration + gauge + reinforcement learning in the real simulator
-    return sum(ledger.get(f"{what}_episodes", 0) for what in ("exploration", "gauge", "rl"))
+    # exploration + calibration + gauge + reinforcement learning in the real simulator
+    kinds = ("exploration", "calibration", "gauge", "rl")
+    return sum(ledger.get(f"{kind}_episodes", 0) for kind in kinds)
 
 
 def _run(folder: Path, config: RunConfig, say, progress) -> Run:

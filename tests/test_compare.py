@@ -146,8 +146,10 @@ def test_equal_budget_is_never_exceeded(preset, branch):
 
 
 def test_real_budget():
-    """Exploration, gauge and RL in the real simulator; not demonstrations, not evaluation."""
+    """Exploration, calibration, gauge and RL in the real simulator; not demonstrations, not
+    evaluation."""
     assert compare.real_budget(finished(exploration=80, gauge=30)) == 110
+    assert compare.real_budget(finished(gauge=30, calibration_episodes=20)) == 50
     assert compare.real_budget(finished(rl_episodes=72)) == 72
     run = finished(exploration=60, gauge=30)
     run.stages |= {"explore_2": {"ledger": {"exploration_episodes": 20}}}
