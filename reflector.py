@@ -295,8 +295,8 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
 
 def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.03) -> tuple[float, float]:
     """Set both thresholds from held-out episodes and dreams of them (which keep the real labels),
-    each to one of ETAS; of several equals the middle one, which lies farthest
-    from where it would be wrong. Returns (on real frames, in dreams):
+    each to one of ETAS; of several equals the middle one, which lies farthest from where it would
+    be wrong. Returns (on real frames, in dreams):
 
         eta       = argmax right_verdicts(episodes)  where  false_stops(episodes) <= allowed
         eta_dream = argmax right_outcomes(dreams)
@@ -321,6 +321,7 @@ def eta_of_each_task(curves: list[np.ndarray], episodes) -> dict[str, float]:
 
     of several equals one nearer the upper end: LOOP may learn to please a dream that promises too
     much, from one that promises too little it merely learns less.
+
     In a dream along recorded actions the hand gives away what happened; a policy that dreams acts
     on what it sees, and where contact is lost in reality the dream goes on. How often, differs from
     task to task, and only a comparison with the policy's own real outcomes can tell.

@@ -423,8 +423,7 @@ def versions() -> str:
 
 
 class Clock:
-    """Seconds, and processor seconds of all processes, that a stage has taken; those that it had
-    taken when it was interrupted are added."""
+    """Seconds and all processes' processor seconds of a stage, those before an interruption too."""
 
     def __init__(self):
         self.started, self.used = time.time(), cpu_seconds()
@@ -457,9 +456,10 @@ def _read_stages(path: Path) -> dict[str, dict]:
     try:
         stages = parse_json(path.read_bytes())
         for name, stage in stages.items():
-            numbers = [stage["seconds"], stage["peak_gib"], *stage["ledger"].values()]
+            etas = [eta for task, eta in stage.get("etas", {}).items() if INSTRUCTIONS[task]]
+            numbers = [stage["seconds"], stage["peak_gib"], *stage["ledger"].values(), *etas]
             if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
-                raise ValueError(f"{name}: seconds, memory or ledger are no numbers")
+                raise ValueError(f"{name}: seconds, memory, ledger or etas are no numbers")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadRun(
             f"{path}: not readable ({error}); delete it to run every stage again"
@@ -595,6 +595,6 @@ class Run:
         check_settings(self.checkpoint("reflector"), description)
         part = Reflector(self.config.reflector).to(self.device)
         load_part(self.checkpoint("reflector"), part, part.description())
-        etas = [stage["etas"] for n, stage in self.stages.items() if n.startswith("calibrate")]
+        etas = [s.get("etas", {}) for n, s in self.stages.items() if n.startswith("calibrate")]
         part.dream_etas = {INSTRUCTIONS[t][0]: eta for t, eta in (etas or [{}])[-1].items()}
         return part

@@ -97,6 +97,8 @@ def test_spoiled_settings_are_refused_before_anything_is_built(tmp_path, monkeyp
     [
         [], {"sft": None}, {"sft": {}}, {"sft": {"seconds": "1", "peak_gib": 1, "ledger": {}}},
         {"sft": {"seconds": 1, "peak_gib": 1, "ledger": {"demonstrations": None}}},
+        {"calibrate": {"seconds": 1, "peak_gib": 1, "ledger": {}, "etas": {"reach-wall": "high"}}},
+        {"calibrate": {"seconds": 1, "peak_gib": 1, "ledger": {}, "etas": {"no such task": 0.5}}},
     ],
 )  # fmt: skip
 def test_stages_that_are_none(tmp_path, stages):
