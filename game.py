@@ -173,7 +173,7 @@ class Game:
         self.turn = threading.Lock()
         self.closed = False
         self.start: Start | None = None
-        self.number = 0
+        self.number, self.instruction = 0, ""
         self.dream, self.real = Track([], []), Track([], [])
 
     # -- starting
@@ -277,8 +277,8 @@ class Game:
 
     @property
     def etas(self) -> tuple[float | None, float | None]:
-        """The thresholds above which the reflector stops in the dream and in reality; None without
-        one."""
+        """The thresholds above which the reflector stops in the dream (of this task, once there is
+        one) and in reality; None without one."""
         judge = self.parts.reflector
         if judge is None:
             return None, None

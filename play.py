@@ -325,6 +325,7 @@ class Visit:
         self.show_running()
         self.text.set_text(f"{game.start.task}, start {game.number}: “{game.instruction}”")
         length, parted = max(self.parts.horizon, t), game.parted
+        self.dream.threshold = game.etas[0]  # each task has its own
         marks = [] if parted is None else [(parted, "parted", RED)]
         for panel, track, words in (
             (self.dream, game.dream, "R says success"), (self.real, game.real, "success"),

@@ -245,6 +245,16 @@ def test_rewards_of_both_and_no_stop():
     assert played.etas == (ETA, ETA)
 
 
+def test_the_thresholds_are_known_before_the_first_start_and_then_those_of_its_task():
+    """The page is built before its first start has been drawn."""
+    played = Game(new_game().parts, ScriptedReal())
+    assert played.etas == (ETA, ETA)
+    played.parts.reflector.dream_eta = lambda words: 0.25 if words else ETA
+    assert played.etas == (ETA, ETA)
+    played.reset(played.parts.tasks[0], 0)
+    assert played.etas == (0.25, ETA)
+
+
 def test_without_a_reflector_there_is_no_reward():
     played = new_game(reflector=False)
     for _ in range(6):
