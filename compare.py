@@ -41,7 +41,7 @@ import train as stages
 from charts import BLUE, GREY, ORANGE, png
 from checkpoints import save_part
 from demos import write_atomically
-from evaluate import TERMINATIONS, cpu_seconds, mean_interval, test_starts
+from evaluate import REAL_EPISODES, TERMINATIONS, cpu_seconds, mean_interval, test_starts
 from fit import fit
 from policy import imitation_batches
 from resume import only_training
@@ -142,9 +142,7 @@ def real_budget(run: Run) -> int:
 
 
 def _real_episodes(ledger: dict[str, int]) -> int:
-    # exploration + calibration + gauge + reinforcement learning in the real simulator
-    kinds = ("exploration", "calibration", "gauge", "rl")
-    return sum(ledger.get(f"{kind}_episodes", 0) for kind in kinds)
+    return sum(ledger.get(kind, 0) for kind in REAL_EPISODES)
 
 
 def _run(folder: Path, config: RunConfig, say, progress) -> Run:

@@ -18,6 +18,9 @@ from reflector import false_stops, judge_episodes, recall, stop_at
 from tasks import Start, check_fixed_starts, split_seeds
 
 TERMINATIONS = ("oracle", "reflector", "none")
+# Real episodes beyond the demonstrations that training spends, as the ledger names them; what
+# evaluation plays is not among them.
+REAL_EPISODES = ("exploration_episodes", "calibration_episodes", "gauge_episodes", "rl_episodes")
 
 
 def known(value) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from charts import POLICIES, curves_chart
 from demos import write_atomically
-from evaluate import TERMINATIONS, mean_interval
+from evaluate import REAL_EPISODES, TERMINATIONS, mean_interval
 from page import html_page, plain
 from report import (
     flat_settings,
@@ -31,10 +31,7 @@ from terminal import check_output
 from train import stages_of
 
 REPORT_MB = 20  # to be free on the disk
-REAL = (  # what evaluation plays is not among it
-    "demonstrations", "exploration_episodes", "calibration_episodes", "rl_episodes",
-    "gauge_episodes",
-)  # fmt: skip
+REAL = ("demonstrations", *REAL_EPISODES)
 
 
 def write(folders: list[Path], out: Path | None = None) -> list[Path]:

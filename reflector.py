@@ -306,8 +306,8 @@ def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.03) -> 
     """
     curves, dreamt = (judge_episodes(reflector, some) for some in (episodes, dreams))
     fit = [eta for eta in ETAS if false_stops(curves, episodes, eta) <= allowed] or [ETAS[-1]]
-    real = _middle_of_best(fit, [right_verdicts(curves, episodes, eta) for eta in fit])
-    dream = _middle_of_best(ETAS, [right_outcomes(dreamt, dreams, eta) for eta in ETAS])
+    real = _of_the_best(fit, [right_verdicts(curves, episodes, eta) for eta in fit], 0.5)
+    dream = _of_the_best(ETAS, [right_outcomes(dreamt, dreams, eta) for eta in ETAS], 0.5)
     reflector.threshold.fill_(real)
     reflector.dream_threshold.fill_(dream)
     return real, dream
@@ -331,14 +331,15 @@ def eta_of_each_task(curves: list[np.ndarray], episodes) -> dict[str, float]:
         of_task = [i for i, episode in enumerate(episodes) if episode.task == task]
         seen, true = [curves[i] for i in of_task], [episodes[i] for i in of_task]
         shares = [right_outcomes(seen, true, eta) for eta in ETAS]
-        best = [eta for eta, share in zip(ETAS, shares, strict=True) if share == max(shares)]
-        etas[task] = best[3 * len(best) // 4]
+        etas[task] = _of_the_best(ETAS, shares, 0.75)
     return etas
 
 
-def _middle_of_best(etas: list[float], shares: list[float]) -> float:
+def _of_the_best(etas: list[float], shares: list[float], place: float) -> float:
+    """Of the etas (in order) with the largest share the one at `place`: 0 the first, 0.5 the
+    middle."""
     best = [eta for eta, share in zip(etas, shares, strict=True) if share == max(shares)]
-    return best[len(best) // 2]
+    return best[int(place * len(best))]
 
 
 def stop_at(curve: np.ndarray, eta: float) -> int | None:

@@ -48,13 +48,7 @@ from camera import Camera
 from checkpoints import same_parts, save_part
 from demos import Episode, play
 from dreams import OwnRollouts, dream_along
-from evaluate import (
-    evaluate_all,
-    hardware,
-    reflector_card,
-    simulator_card,
-    test_starts,
-)
+from evaluate import evaluate_all, hardware, reflector_card, simulator_card, test_starts
 from films import write_strips, write_telling
 from fit import FitConfig, fit
 from gauge import Gauge, known_starts, probe_starts, real_starts
@@ -338,7 +332,9 @@ def stage_calibrate(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     config = run.config
     if not config.probes or config.stop_rule != "real":
         return {"line": "no real episodes: one eta for all tasks", "ledger": {}, "etas": {}}
-    policy, (_, _, camera) = run.policy(_loop_begins_with(run, number)), sources(run)
+    camera = demos.describe(run.episodes_folder).camera
+    assert camera is not None  # a run records its own episodes
+    policy = run.policy(_loop_begins_with(run, number))
     starts = probe_starts(config.tasks, config.probes, config.seed, skipped=number * config.probes)
     episodes = demos.play(real.open(), starts, policy.act, "evaluation", after_success=0)
     world = open_loop(run, run.simulator(camera), len(starts), start_frames(episodes))

@@ -825,7 +825,7 @@ def test_calibrate_gives_each_task_the_eta_that_agrees_with_reality(tmp_path, mo
     spent = {"real_episodes": 8, "real_steps": 99}
     real = SimpleNamespace(open=lambda: "reality", count=lambda: spent)
     monkeypatch.setattr(train.demos, "play", play)
-    monkeypatch.setattr(train, "sources", lambda run: ([], [], "camera"))
+    monkeypatch.setattr(train.demos, "describe", lambda folder: SimpleNamespace(camera="camera"))
     monkeypatch.setattr(train, "start_frames", lambda episodes: {"of": len(episodes)})
     monkeypatch.setattr(runs.Run, "policy", lambda run, name: SimpleNamespace(act=f"{name} acts"))
     monkeypatch.setattr(runs.Run, "simulator", lambda run, camera: camera)
