@@ -200,7 +200,7 @@ def _more_sft(base: Run, say, progress) -> dict:
     own = round(cpu_seconds() - used)
     with stages.RealWorkers(config) as real:
         starts = test_starts(config.tasks, config.test_starts)
-        results = stages.evaluate_all(policy, real.open(), starts, base.reflector())
+        results, _ = stages.evaluate_all(policy, real.open(), starts, base.reflector())
     ledger = _spent(base, ("demos", "sft"))
     ledger["cpu_seconds"] += own
     entry = {"results": results, "ledger": ledger, "episodes": len(demonstrations)}

@@ -63,6 +63,9 @@ class Episode:
     instruction: str
     seed: int
     source: str
+    # Decisions after which the oracle would have stopped it; None: never, or not known. A success
+    # within a chunk may be over at its end. Not stored.
+    oracle_stop: int | None = None
 
     def __len__(self) -> int:
         return len(self.action)
@@ -134,7 +137,7 @@ def _play_batch(env, starts, act, source, after_success, on_step) -> list[Episod
     success = [infos["success"][:count]]
     actions = []
     length = np.zeros(count, np.int64)
-    reached = np.full(count, -1)  # decision of the first success
+    reached, passed = np.full((2, count), -1)  # decision of the first success: after it, within it
     while not env.done.all():
         running = ~env.done[:count]
         if act is None:
@@ -148,6 +151,8 @@ def _play_batch(env, starts, act, source, after_success, on_step) -> list[Episod
         success.append(infos["success"][:count])
         length[running] += 1
         reached[running & (reached < 0) & success[-1]] = len(actions)
+        within = infos.get("passed", infos["success"])[:count]
+        passed[running & (passed < 0) & within] = len(actions)
         if after_success is not None:
             env.done[:count] |= (reached >= 0) & (length >= reached + after_success)
         if on_step is not None:
@@ -163,6 +168,7 @@ def _play_batch(env, starts, act, source, after_success, on_step) -> list[Episod
             instruction=text[i],
             seed=start.seed,
             source=source,
+            oracle_stop=int(passed[i]) if passed[i] >= 0 else None,
         )
         for i, start in enumerate(starts)
     ]

@@ -87,42 +87,42 @@ def evaluate(policy, env, starts: list[Start], termination: str, reflector=None)
         )
     if termination == "reflector" and reflector is None:
         raise ValueError("termination: got 'reflector' without a reflector; expected a trained one")
-    if termination == "oracle":
-        episodes = play(env, starts, policy.act, "evaluation", after_success=0)
-        return summarize(episodes, [e.succeeded for e in episodes], termination)
+    after_success = 0 if termination == "oracle" else None
+    episodes = play(env, starts, policy.act, "evaluation", after_success)
+    judge = reflector if termination == "reflector" else None
+    return judge_terminations(episodes, judge)[termination]
+
+
+def evaluate_all(policy, env, starts: list[Start], reflector) -> tuple[dict, list[Episode]]:
+    """(results by termination, the real episodes to the horizon that all of them judge)."""
     episodes = play(env, starts, policy.act, "evaluation", after_success=None)
-    return judge_terminations(episodes, reflector)[termination]
-
-
-def evaluate_all(policy, env, starts: list[Start], reflector) -> dict[str, dict]:
-    """Results by termination; "none" and "reflector" judge the same episodes, which run to the
-    horizon. One that never succeeds does so under the oracle too, and is not played again."""
-    stopped = play(env, starts, policy.act, "evaluation", after_success=0)
-    again = [start for start, e in zip(starts, stopped, strict=True) if e.succeeded]
-    longer = iter(play(env, again, policy.act, "evaluation", after_success=None))
-    unstopped = [next(longer) if e.succeeded else e for e in stopped]
-    oracle = summarize(stopped, [e.succeeded for e in stopped], "oracle")
-    return {"oracle": oracle, **judge_terminations(unstopped, reflector)}
+    return judge_terminations(episodes, reflector), episodes
 
 
 def judge_terminations(episodes: list[Episode], reflector) -> dict[str, dict]:
-    """Episodes that ran to the horizon -> results for "none" and, with a reflector,
-    "reflector" (the same episodes), with the share of them that it stops falsely."""
-    results = {"none": summarize(episodes, [bool(e.success[-1]) for e in episodes], "none")}
+    """Episodes that ran to the horizon -> results by termination: "oracle", "none" and, with a
+    reflector, "reflector", with the share of them that it stops falsely. All three judge the same
+    episodes: up to where something would have stopped them they are what it would have seen."""
+    stops = [episode.oracle_stop for episode in episodes]
+    oracle = summarize(episodes, [stop is not None for stop in stops], "oracle", stops)
+    never: list[int | None] = [None] * len(episodes)
+    none = summarize(episodes, [bool(e.success[-1]) for e in episodes], "none", never)
+    results = {"oracle": oracle, "none": none}
     if reflector is not None:
         eta, curves = float(reflector.threshold), judge_episodes(reflector, episodes)
-        ended = [
-            bool(episode.success[stop_at(curve, eta) or -1])
-            for curve, episode in zip(curves, episodes, strict=True)
-        ]
-        results["reflector"] = summarize(episodes, ended, "reflector")
+        stops = [stop_at(curve, eta) for curve in curves]
+        ended = [bool(e.success[stop or -1]) for e, stop in zip(episodes, stops, strict=True)]
+        results["reflector"] = summarize(episodes, ended, "reflector", stops)
         results["reflector"]["false_stops"] = false_stops(curves, episodes, eta)
     return results
 
 
-def summarize(episodes: list[Episode], successes: list[bool], termination: str) -> dict:
-    """{"termination", "mean", "low", "high", "n",
-    "tasks": {task: {"success", "low", "high", "n"}}, "by_start"}."""
+def summarize(
+    episodes: list[Episode], successes: list[bool], termination: str, stops: list[int | None]
+) -> dict:
+    """{"termination", "mean", "low", "high", "n", "decisions",
+    "tasks": {task: {"success", "low", "high", "n"}}}. stops: after which decision the termination
+    stops each episode, None where it does not; "decisions": how many there are until then, mean."""
     tasks: dict[str, list[bool]] = {}
     for episode, success in zip(episodes, successes, strict=True):
         tasks.setdefault(episode.task, []).append(bool(success))
@@ -137,9 +137,19 @@ def summarize(episodes: list[Episode], successes: list[bool], termination: str) 
         "low": low,
         "high": high,
         "n": len(successes),
-        "decisions": float(np.mean([len(e) for e in episodes])),
+        "decisions": float(np.mean([s or len(e) for s, e in zip(stops, episodes, strict=True)])),
         "tasks": rows,
     }
+
+
+def gain_words(results: dict[str, dict]) -> str:
+    """What `evaluate_all` found for the policies "sft" and "policy", in a line."""
+    before, after = (results[name]["oracle"] for name in ("sft", "policy"))
+    return (
+        f"real success {before['mean']:.3f} (SFT) -> {after['mean']:.3f} "
+        f"({100 * (after['mean'] - before['mean']):+.1f} points, oracle termination, "
+        f"{after['n']} test starts)"
+    )
 
 
 # ---------------------------------------------------------------------------------------- agreement
@@ -198,6 +208,16 @@ def agreement(imagined: np.ndarray, real: np.ndarray, tasks: list[str]) -> dict:
         "tasks": rows,
         "rank_over_tasks": _spearman(*rates),
     }
+
+
+def dream_agreement(world, policy, episodes: list[Episode]) -> dict:
+    """`agreement` of dreams of the policy, until the reflector stops them, with its real
+    `episodes`; world: a worldenv.WorldEnv that knows their first frames."""
+    starts = [Start(episode.task, episode.seed) for episode in episodes]
+    dreams = play(world, starts, policy.act, "evaluation", after_success=0)
+    imagined = np.array([dream.succeeded for dream in dreams])
+    real = np.array([episode.oracle_stop is not None for episode in episodes])
+    return agreement(imagined, real, [episode.task for episode in episodes])
 
 
 def rank_over_checkpoints(imagined_rates: list[float], real_rates: list[float]) -> float | None:
@@ -276,6 +296,18 @@ def simulator_card(world, episodes: list[Episode]) -> dict:
     card["hand_mm"] = float(np.concatenate(off).mean())
     card["hand_mm_last"] = float(np.mean([path[-1] for path in off]))
     return card | {"episodes": len(episodes)}
+
+
+def simulator_words(card: dict) -> str:
+    """What `simulator_card` found, in a line."""
+    dream, copy = (
+        " / ".join(f"{card[f'{kind}_psnr_{at}']:.1f}" for at in ("1", "5", "last"))
+        for kind in ("sim", "copy")
+    )
+    return (
+        f"open-loop PSNR {dream} dB after 1 / 5 / all decisions (first frame: {copy}), "
+        f"hand {card['hand_mm']:.0f} mm off, {card['hand_mm_last']:.0f} at the end"
+    )
 
 
 # ---------------------------------------------------------------------------------------- reflector
@@ -402,4 +434,15 @@ def hardware() -> str:
     return (
         f"{name}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"{platform.system()}"
+    )
+
+
+def reflector_words(real: dict, generated: dict) -> str:
+    """What `reflector_card` found on real and on generated frames, in a line."""
+    return (
+        f"held-out AUROC {real['reflector_auroc']:.3f} real, "
+        f"{generated['reflector_auroc']:.3f} dreamt, "
+        f"false stops in {real['reflector_false_stops']:.0%} of episodes, "
+        f"recall {real['recall_at_success']:.0%}, threshold {real['threshold']:.2f}, "
+        f"in dreams {generated['threshold']:.2f}"
     )

@@ -138,7 +138,7 @@ class LiberoEnv(ChunkedEnv):
         self._decisions = 0
         for _ in range(SETTLE):
             self._advance(REST)
-        return self._observe(), {"success": self._success, "steps": 0}
+        return self._observe(), {"success": self._success, "passed": self._success, "steps": 0}
 
     def _draw_start(self, seed: int) -> None:
         """robosuite's reset; it is tried again where things found no place."""

@@ -135,7 +135,7 @@ def _success(runs: dict[str, Run]) -> list[str]:
 
 
 def _dream(runs: dict[str, Run]) -> list[str]:
-    """At the gauge's starts, of the policy that was kept; reflector and simulator on held-out
+    """At the test starts, of the policy that was kept; reflector and simulator on held-out
     episodes."""
     shares = ("agreement", "hallucinated", "missed")
     rows = []
@@ -151,8 +151,8 @@ def _dream(runs: dict[str, Run]) -> list[str]:
     measures += [(lambda run: None, "")]
     rows = _with_means(runs, rows, measures)
     header = ["run", *(f"{share}, %" for share in shares), *CARDS, "iterations kept"]
-    note = "Agreement, hallucinated and missed: the kept policy from the gauge's starts, as shares "
-    note += "of all; the rest on held-out episodes."
+    note = "Agreement, hallucinated and missed: the kept policy from the test starts (in runs of "
+    note += "earlier versions from the gauge's), as shares of all; the rest on held-out episodes."
     return ["## Does the dream tell the truth?", "", *table(header, rows), "", note]
 
 

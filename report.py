@@ -304,12 +304,22 @@ def _gauge(run: Run) -> list[str]:
     if stage.get("warning"):
         lines += ["", f"**Warning: {stage['warning']}.**"]
     found = kept_agreement(run)
-    return lines + (["", *_agreement("The kept policy", found)] if found else [])
+    where = "the test starts" if final_agreement(run) else "the gauge's starts"
+    title = f"The kept policy, from {where}"
+    return lines + (["", *_agreement(title, found)] if found else [])
+
+
+def final_agreement(run: Run) -> dict | None:
+    """`evaluate.agreement` of the policy that LOOP kept, at the test starts: of nothing that
+    training saw. None before the evaluation, and in runs of earlier versions."""
+    return run.stages.get("evaluate", {}).get("agreement")
 
 
 def kept_agreement(run: Run) -> dict | None:
-    """`evaluate.agreement` of dream and reality on the policy that LOOP kept, at the gauge's
-    starts; None where the gauge played no real episodes."""
+    """`final_agreement`, or as long as there is none that at the gauge's starts, by which the
+    policy was chosen; None where the gauge played no real episodes."""
+    if found := final_agreement(run):
+        return found
     stage = _last(run, "rl")
     kept = [p for p in stage.get("probes", []) if p["iteration"] == stage["kept"] and "real" in p]
     if not kept:

@@ -23,7 +23,6 @@ import torch
 from demos import collect_expert, play, write_atomically
 from evaluate import evaluate, hardware, mean_interval, test_starts, wilson
 from fit import FitConfig, fit
-from gauge import shares
 from instructions import TASKS
 from policy import Policy, PolicyConfig, imitation_batches
 from runs import BadRun, Run, RunConfig, with_tasks
@@ -305,11 +304,11 @@ def _how_fast(bench: dict) -> dict[str, dict]:
     }
 
 
-def _at_the_kept_probe(record: dict, share: str) -> float | None:
-    """One of `gauge.shares`: what dream and reality say of the policy that was kept."""
-    stage = record["stages"]["rl"]
-    probes = [p for p in stage.get("probes", []) if p["iteration"] == stage["kept"]]
-    return shares(probes[0])[share] if probes and "real" in probes[0] else None
+def _agreement(record: dict, share: str) -> float | None:
+    """What dream and reality say of the policy that was kept, at the test starts; None in runs of
+    earlier versions."""
+    found = record["stages"]["evaluate"].get("agreement")
+    return found[share]["share"] if found else None
 
 
 # What the instruments of a run in the dream measured: key of the summary, value or None.
@@ -323,9 +322,9 @@ INSTRUMENTS = {
     "false_stops_generated": lambda r: _generated(r, "reflector_false_stops"),
     "false_stops_test": lambda r: _played(r).get("false_stops"),
     "recall_at_success": lambda r: r["stages"]["reflector"]["recall_at_success"],
-    "agreement": lambda r: _at_the_kept_probe(r, "agreement"),
-    "hallucinated_success": lambda r: _at_the_kept_probe(r, "hallucinated"),
-    "missed_success": lambda r: _at_the_kept_probe(r, "missed"),
+    "agreement": lambda r: _agreement(r, "agreement"),
+    "hallucinated_success": lambda r: _agreement(r, "hallucinated"),
+    "missed_success": lambda r: _agreement(r, "missed"),
 }
 
 

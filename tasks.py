@@ -300,7 +300,8 @@ class ChunkedEnv(gymnasium.Env):
     Observation: {"image": (H, W, 3) uint8, "state": (S,) float32, "instruction": str}.
     Action: (K, A) float32 in [-1, 1].
     Reward: 1.0 when the decision ends in success, else 0.0.
-    `info["success"]` is the success after the decision.
+    `info["success"]` is the success after the decision, `info["passed"]` success after any of its
+    steps: what the oracle would have stopped at.
     With `stop_on_success` (the oracle's termination) the environment ends at the very step that
     succeeds. `info["steps"]` counts the environment steps really taken.
     """
@@ -350,16 +351,17 @@ class ChunkedEnv(gymnasium.Env):
 
     def _play(self, next_action) -> tuple:
         """Play up to K steps with actions from `next_action(k)`, then look once."""
-        steps = 0
+        steps, passed = 0, False
         for k in range(self.config.chunk):
             self._advance(next_action(k))
             steps += 1
+            passed |= self._success
             if self.stop_on_success and self._success:
                 break
         self._decisions += 1
         terminated = self.stop_on_success and self._success
         truncated = not terminated and self._decisions >= self.config.horizon
-        info = {"success": self._success, "steps": steps}
+        info = {"success": self._success, "passed": passed, "steps": steps}
         return self._observe(), float(self._success), terminated, truncated, info
 
     def step(self, action: np.ndarray):
@@ -464,7 +466,7 @@ class RealEnv(ChunkedEnv):
         self._raw = self._sim._get_obs()
         self._decisions = 0
         self._success = False
-        return self._observe(), {"success": False, "steps": 0}
+        return self._observe(), {"success": False, "passed": False, "steps": 0}
 
     def _advance(self, action: np.ndarray) -> None:
         """One environment step (12.5 ms of simulated time times Meta-World's frame skip of 5)."""

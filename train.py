@@ -48,10 +48,21 @@ from camera import Camera
 from checkpoints import same_parts, save_part
 from demos import Episode, play
 from dreams import OwnRollouts, dream_along
-from evaluate import evaluate_all, hardware, reflector_card, simulator_card, test_starts
+from evaluate import (
+    agreement_words,
+    dream_agreement,
+    evaluate_all,
+    gain_words,
+    hardware,
+    reflector_card,
+    reflector_words,
+    simulator_card,
+    simulator_words,
+    test_starts,
+)
 from films import write_strips, write_telling
 from fit import FitConfig, fit
-from gauge import Gauge, known_starts, probe_starts, real_starts
+from gauge import Gauge, calibration_starts, known_starts, probe_starts, real_starts
 from kinematics import episode_batches
 from novelty import Novelty, NoveltyGauge
 from policy import Policy, imitation_batches, mean_chunks
@@ -78,6 +89,7 @@ STAGES = (
 ROUND = STAGES[2:-1]  # what `--rounds` repeats
 IMITATION = ("sft", "filtered_bc", "dream_bc")  # policies on the way; the last is where LOOP begins
 OWN_ROLLOUTS = 16  # dreams that are added at a time while the simulator trains
+DREAMS = 64  # dreams along episodes side by side: as many as fit the cache [measured here]
 DECISIONS_AFTER_SUCCESS = 3  # decisions, so that the reflector sees frames after success
 
 
@@ -311,7 +323,7 @@ def stage_dream_bc(run: Run, real: RealWorkers, progress, number: int = 1) -> di
     to act otherwise than in reality. No further real episode is needed."""
     config, full = run.config, run.config.filtered_bc
     demonstrations, good, camera = imitated(run)
-    world, episodes = open_loop(run, run.simulator(camera), OWN_ROLLOUTS), demonstrations + good
+    world, episodes = open_loop(run, run.simulator(camera), DREAMS), demonstrations + good
     begin, name = (_named(stage, number) for stage in IMITATION[1:])
     policy = run.policy(begin)
     answers = mean_chunks(policy, episodes)
@@ -335,7 +347,7 @@ def stage_calibrate(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     camera = demos.describe(run.episodes_folder).camera
     assert camera is not None  # a run records its own episodes
     policy = run.policy(_loop_begins_with(run, number))
-    starts = probe_starts(config.tasks, config.probes, config.seed, skipped=number * config.probes)
+    starts = calibration_starts(config.tasks, config.probes, config.seed, number)
     episodes = demos.play(real.open(), starts, policy.act, "evaluation", after_success=0)
     world = open_loop(run, run.simulator(camera), len(starts), start_frames(episodes))
     dreams = demos.play(world, starts, policy.act, "evaluation", after_success=None)
@@ -392,13 +404,7 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     card = simulator_card(judged, kept)
     shown = list({episode.task: episode for episode in reversed(kept)}.values())  # one a task
     write_strips(run.folder / "pictures", shown, dream_along(judged, shown))
-    line = (
-        f"open-loop PSNR {card['sim_psnr_1']:.1f} / {card['sim_psnr_5']:.1f} / "
-        f"{card['sim_psnr_last']:.1f} dB after 1 / 5 / all decisions "
-        f"(first frame: {card['copy_psnr_1']:.1f} / {card['copy_psnr_5']:.1f} / "
-        f"{card['copy_psnr_last']:.1f}), "
-        f"hand {card['hand_mm']:.0f} mm off, {card['hand_mm_last']:.0f} at the end"
-    )
+    line = simulator_words(card)
     line += f"; {simulator.begun}" if simulator.begun and number == 1 else ""
     ledger = {"imagined_frames": processes.total(world.imagined_frames + judged.imagined_frames)}
     return {"line": line, "ledger": ledger, **result, **card}
@@ -442,7 +448,7 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     else:
         reflector, settings = run.reflector(), _refresh(config.reflector_fit)
     reflector.to(run.device)
-    world = open_loop(run, run.simulator(camera), OWN_ROLLOUTS)
+    world = open_loop(run, run.simulator(camera), DREAMS)
     dreams = dream_along(world, fitted or demonstrations)
     sample = frame_batches(demonstrations + fitted + dreams, settings.batch, config.seed)
     keeper = run.keeper(_named("reflector", number), config.checkpoint_every)
@@ -453,12 +459,7 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     save_part(run.checkpoint("reflector"), reflector, reflector.description())
     card = reflector_card(reflector, kept, eta)
     generated = reflector_card(reflector, dream_along(world, kept), dream_eta)
-    line = (
-        f"held-out AUROC {card['reflector_auroc']:.3f} real, "
-        f"{generated['reflector_auroc']:.3f} dreamt, "
-        f"false stops in {card['reflector_false_stops']:.0%} of episodes, "
-        f"recall {card['recall_at_success']:.0%}, threshold {eta:.2f}, in dreams {dream_eta:.2f}"
-    )
+    line = reflector_words(card, generated)
     ledger = {"imagined_frames": processes.total(world.imagined_frames)}
     cards = {**_finite(card), "generated": _finite(generated)}
     return {"line": line, "ledger": ledger, **result, **cards}
@@ -565,31 +566,34 @@ def _finite(metrics: dict) -> dict:
 
 
 def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
-    """Real success on test starts of all policies: oracle, reflector and no termination."""
+    """Real success on test starts of all policies: oracle, reflector and no termination; and
+    whether dreams of the last one end as these episodes do."""
     config = run.config
     env, starts = real.open(), test_starts(config.tasks, config.test_starts)
     results: dict[str, dict] = {}
     names = [name for name in IMITATION if name in run.stages]
     reflector = run.reflector() if "reflector" in run.stages else None
     # LOOP may have kept what it began with: the same policy is not played twice.
-    unchanged = same_parts(run.checkpoint(names[-1]), run.checkpoint("policy"))
-    for name in names if unchanged else [*names, "policy"]:
-        results[name] = evaluate_all(run.policy(name), env, starts, reflector)
-    if unchanged:
-        results["policy"] = results[names[-1]]
-    spent = real.count()
-    gain = 100 * (results["policy"]["oracle"]["mean"] - results["sft"]["oracle"]["mean"])
-    line = (
-        f"real success {results['sft']['oracle']['mean']:.3f} (SFT) -> "
-        f"{results['policy']['oracle']['mean']:.3f} "
-        f"({gain:+.1f} points, oracle termination, {len(starts)} test starts)"
-    )
+    if not same_parts(run.checkpoint(names[-1]), run.checkpoint("policy")):
+        names.append("policy")
+    for name in names:
+        policy = run.policy(name)
+        results[name], episodes = evaluate_all(policy, env, starts, reflector)
+    results["policy"] = results[names[-1]]
+    spent, found, imagined = real.count(), None, 0
+    if config.rl_env == "dream":
+        parts = run.simulator(sources(run)[2]), reflector
+        world = WorldEnv(*parts, start_frames(episodes), len(starts), config.env, config.seed)
+        found, imagined = dream_agreement(world, policy, episodes), world.imagined_frames
+    line = gain_words(results) + (f"; {agreement_words('from these', found)}" if found else "")
     return {
         "line": line,
         "results": results,
+        "agreement": found,
         "ledger": {
             "evaluation_episodes": spent["real_episodes"],
             "evaluation_steps": spent["real_steps"],
+            "imagined_frames": processes.total(imagined),
         },
         "hardware": hardware(),
         "versions": versions(),

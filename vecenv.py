@@ -131,9 +131,9 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         -> observations, rewards, terminations, truncations, infos
 
     Observations: {"image": (B, H, W, 3) uint8, "state": (B, S) float32, "instruction": B strings};
-    rewards (B,) float32; infos: "success" (B,) bool after the decision, "steps" (B,) environment
-    steps taken. A slot that is done rests (its last observation is repeated, at no cost) until the
-    next reset: autoreset is disabled.
+    rewards (B,) float32; infos: "success" (B,) bool after the decision, "passed" (B,) after any of
+    its steps, "steps" (B,) environment steps taken. A slot that is done rests (its last observation
+    is repeated, at no cost) until the next reset: autoreset is disabled.
     """
 
     action_space: gymnasium.spaces.Box
@@ -262,7 +262,7 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
 
     def _collect(self, answers: dict) -> tuple:
         chunks = np.zeros(self.action_space.shape, np.float32)
-        terminations, truncations = np.zeros((2, self.num_envs), bool)
+        terminations, truncations, passed = np.zeros((3, self.num_envs), bool)
         steps = np.zeros(self.num_envs, np.int64)
         rewards = np.zeros(self.num_envs, np.float32)
         for slot, answer in answers.items():
@@ -270,10 +270,11 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
                 chunks[slot], *answer = answer
             observation, rewards[slot], terminations[slot], truncations[slot], info = answer
             self._remember(slot, observation)
-            self._success[slot], steps[slot] = info["success"], info["steps"]
+            self._success[slot], passed[slot] = info["success"], info["passed"]
+            steps[slot] = info["steps"]
         self.done |= terminations | truncations
         self.real_steps += int(steps.sum())
-        infos = {"success": self._success.copy(), "steps": steps}
+        infos = {"success": self._success.copy(), "passed": passed, "steps": steps}
         return chunks, self._observations(), rewards, terminations, truncations, infos
 
     def get_states(self, slots: list[int]) -> list[tuple]:

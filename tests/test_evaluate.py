@@ -15,6 +15,7 @@ from dreams import dream_along
 from evaluate import (
     TERMINATIONS,
     evaluate,
+    evaluate_all,
     judge_terminations,
     mean_interval,
     psnr,
@@ -26,7 +27,6 @@ from evaluate import (
     wilson,
 )
 from tasks import ACTION_DIM, EnvConfig, Start, split_of
-from train import evaluate_all
 from worldenv import NoReflector, WorldEnv, start_frames
 
 SIZE, CHUNK = 16, 2
@@ -47,6 +47,7 @@ def scripted_episode(
         instruction="reach the goal",
         seed=seed,
         source="evaluation",
+        oracle_stop=success.index(1) if 1 in success else None,
     )
 
 
@@ -112,14 +113,18 @@ def test_terminations_of_scripted_episodes():
     assert [r["reflector"]["false_stops"] for r in single] == [0, 1, 0, 0]
     assert results["reflector"]["false_stops"] == pytest.approx(1 / 4)
     assert [r["reflector"]["termination"] for r in single] == ["reflector"] * 4
-    assert set(judge_terminations(episodes, None)) == {"none"}
+    assert [r["oracle"]["mean"] for r in single] == [1, 1, 1, 1]  # at any moment
+    assert [r["reflector"]["decisions"] for r in single] == [2, 2, 3, 3]
+    assert set(judge_terminations(episodes, None)) == {"oracle", "none"}
 
 
 def test_summary_counts_by_task():
     """Mean over all starts and per task, each with its own Wilson interval."""
     tasks = ("reach", "reach", "push", "push", "push")
     episodes = [scripted_episode([0] * (2 + i), task=task) for i, task in enumerate(tasks)]
-    summary = summarize(episodes, [True, False, True, True, True], "oracle")
+    summary = summarize(episodes, [True, False, True, True, True], "oracle", [None] * 5)
+    early = summarize(episodes, [True] * 5, "oracle", [1, 1, None, None, 1])
+    assert early["decisions"] == pytest.approx((1 + 1 + 3 + 4 + 1) / 5)
     assert summary["mean"] == pytest.approx(4 / 5) and summary["n"] == 5
     assert (summary["low"], summary["high"]) == wilson(4, 5)
     assert summary["decisions"] == pytest.approx(3.0)
@@ -283,19 +288,17 @@ def test_reflector_termination_needs_a_reflector():
 
 
 @pytest.mark.parametrize("num_envs", [2, 6])
-def test_failures_are_not_played_twice(num_envs):
-    """One play per start and one more per success give what playing everything twice gives."""
+def test_one_run_to_the_horizon_tells_all_terminations(num_envs):
+    """Playing once gives what playing anew for every termination gives."""
     env = Playground(num_envs)
     every = [Start("reach", 9_100_000 + i) for i in range(6)]
-    results = evaluate_all(env.policy, env, every, Brightness())
-    assert env.started == 6 + 3 and results["oracle"]["mean"] == pytest.approx(3 / 6)
+    results, episodes = evaluate_all(env.policy, env, every, Brightness())
+    assert len(episodes) == 6 and results["oracle"]["mean"] == pytest.approx(3 / 6)
     for termination in TERMINATIONS:
         alone = evaluate(env.policy, Playground(num_envs), every, termination, Brightness())
         assert results[termination] == alone
     means = [results[t]["mean"] for t in ("reflector", "none")]
     assert means == [pytest.approx(2 / 6), pytest.approx(1 / 6)]
-    nobody = [start for start in every if start.seed % 2]
-    assert evaluate_all(env.policy, env, nobody, None)["oracle"]["mean"] == 0
 
 
 class Playground:
@@ -306,13 +309,12 @@ class Playground:
     WHEN = {0: (3, 3), 2: (3, 4), 4: (2, 5)}
 
     def __init__(self, num_envs: int):
-        self.num_envs, self.started = num_envs, 0
+        self.num_envs = num_envs
 
     def reset(self, options):
         self.seeds = [start.seed - 9_100_000 for start in options["starts"]]
         self.stop, self.time = options["stop_on_success"], 0
         self.done = np.arange(self.num_envs) >= len(self.seeds)
-        self.started += len(self.seeds)
         return self._observation(), {"success": np.zeros(self.num_envs, bool)}
 
     def _observation(self):

@@ -23,7 +23,7 @@ import overview
 import page
 import report
 import runs
-from evaluate import mean_interval, wilson
+from evaluate import agreement, mean_interval, wilson
 from runs import BadRun, Run
 
 DEBUG = runs.preset("debug")
@@ -224,6 +224,22 @@ def test_agreement_of_the_policy_that_was_kept(tmp_path):
     rows = Page(report.write_report(run).with_suffix(".html").read_text()).rows
     assert ["dream success", "2", "1 (hallucinated)"] in rows
     assert ["dream failure", "0 (missed)", "1"] in rows
+
+
+def test_agreement_at_the_test_starts_comes_before_the_gauge_s(tmp_path):
+    """The gauge's starts have chosen the policy, the test starts nothing; before the evaluation
+    and in runs of earlier versions the gauge's is shown."""
+    run = finished_run(tmp_path / "run")
+    assert "The kept policy, from the gauge's starts" in report.write_report(run).read_text()
+    tasks = [task for task in DEBUG.tasks for _ in range(2)]
+    found = agreement(np.ones(4, bool), np.array([True, False, False, False]), tasks)
+    run.stages["evaluate"]["agreement"] = found
+    assert report.kept_agreement(run) == found
+    page = report.write_report(run)
+    assert "The kept policy, from the test starts" in page.read_text()
+    assert ["dream success", "1", "3 (hallucinated)"] in Page(
+        page.with_suffix(".html").read_text()
+    ).rows
 
 
 def test_rounds_are_one_learning_curve(tmp_path):

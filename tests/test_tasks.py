@@ -191,14 +191,13 @@ def test_step_semantics(env):
     assert observation["image"].shape == (64, 64, 3) and observation["image"].dtype == np.uint8
     assert observation["state"].shape == (4,) and observation["state"].dtype == np.float32
     assert observation["instruction"] == INSTRUCTIONS[TASK][0]
-    assert info == {"success": False, "steps": 0}
+    assert info == {"success": False, "passed": False, "steps": 0}
     idle = np.zeros((CONFIG.chunk, 4), np.float32)
     for decision in range(1, CONFIG.horizon + 1):
         observation, reward, terminated, truncated, info = env.step(idle)
         assert env.observation_space.contains(observation)
-        assert (
-            reward == 0.0 and not terminated and info == {"success": False, "steps": CONFIG.chunk}
-        )
+        assert reward == 0.0 and not terminated
+        assert info == {"success": False, "passed": False, "steps": CONFIG.chunk}
         assert truncated == (decision == CONFIG.horizon)
 
 
@@ -238,6 +237,27 @@ def test_stop_on_success_ends_at_the_step_that_succeeds(env):
     for seed in seeds[:3]:
         _, steps, terminated = expert_until_success(env, seed)
         assert steps == CONFIG.chunk and not terminated
+
+
+def test_passed_is_where_the_oracle_would_have_stopped(env, monkeypatch):
+    """Success within a chunk that is over at its end: the oracle stops there, and a run to the
+    horizon says so."""
+    stopping = RealEnv(TASK, CONFIG, stop_on_success=True)
+    for world in (env, stopping):
+        world.reset(seed=1)
+        when, step = iter([0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]), world._advance
+
+        def advance(action, world=world, when=when, step=step):
+            step(action)
+            world._success = bool(next(when))
+
+        monkeypatch.setattr(world, "_advance", advance)
+    idle = np.zeros((CONFIG.chunk, 4), np.float32)
+    infos = [env.step(idle)[4] for _ in range(3)]
+    assert [info["passed"] for info in infos] == [False, True, False]
+    assert not any(info["success"] for info in infos)
+    stopped = [stopping.step(idle)[2] for _ in range(2)]
+    assert stopped == [False, True]
 
 
 def test_expert_chunks_reproduce_the_expert(env):
