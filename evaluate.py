@@ -384,6 +384,17 @@ def reflector_card(reflector, episodes: list[Episode], eta: float) -> dict:
     }
 
 
+def reflector_words(real: dict, generated: dict) -> str:
+    """What `reflector_card` found on real and on generated frames, in a line."""
+    return (
+        f"held-out AUROC {real['reflector_auroc']:.3f} real, "
+        f"{generated['reflector_auroc']:.3f} dreamt, "
+        f"false stops in {real['reflector_false_stops']:.0%} of episodes, "
+        f"recall {real['recall_at_success']:.0%}, threshold {real['threshold']:.2f}, "
+        f"in dreams {generated['threshold']:.2f}"
+    )
+
+
 def peak_memory_gib() -> float:
     """Peak resident memory of this process plus that of each of its running children, GiB.
 
@@ -434,15 +445,4 @@ def hardware() -> str:
     return (
         f"{name}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"{platform.system()}"
-    )
-
-
-def reflector_words(real: dict, generated: dict) -> str:
-    """What `reflector_card` found on real and on generated frames, in a line."""
-    return (
-        f"held-out AUROC {real['reflector_auroc']:.3f} real, "
-        f"{generated['reflector_auroc']:.3f} dreamt, "
-        f"false stops in {real['reflector_false_stops']:.0%} of episodes, "
-        f"recall {real['recall_at_success']:.0%}, threshold {real['threshold']:.2f}, "
-        f"in dreams {generated['threshold']:.2f}"
     )
