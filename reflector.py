@@ -297,7 +297,7 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
         reflector.platt.copy_(torch.tensor([slope, offset]))
 
 
-def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.03) -> tuple[float, float]:
+def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.02) -> tuple[float, float]:
     """Set both thresholds from held-out episodes and dreams of them (which keep the real labels),
     each to one of ETAS; of several equals the middle one, which lies farthest from where it would
     be wrong. Returns (on real frames, in dreams):

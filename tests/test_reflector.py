@@ -329,9 +329,9 @@ def test_calibration_prefers_not_to_stop_at_the_wrong_frame(monkeypatch):
 
 
 def test_calibration_allows_few_false_stops(monkeypatch):
-    """Forty successes at 0.45 are worth more than one false stop among forty-one episodes, not
-    more than two among forty-two; in dreams all errors count alike."""
-    success = {(0.45, 0.45 + i / 1e4): [0, 1, 1] for i in range(40)}
+    """Sixty successes at 0.45 are worth more than one false stop among sixty-one episodes, not
+    more than two among sixty-two; in dreams all errors count alike."""
+    success = {(0.45, 0.45 + i / 1e4): [0, 1, 1] for i in range(60)}
     one = {(0.45, 0.46): [0, 0, 0]}
     assert calibrated(monkeypatch, success | one)[0] < 0.45
     two = one | {(0.45, 0.47): [0, 0, 0]}
