@@ -48,14 +48,6 @@ def probe_starts(tasks: tuple[str, ...], per_task: int, seed: int, skipped: int 
     return [Start(task, last - i) for task in tasks for i in range(per_task)]
 
 
-def calibration_starts(
-    tasks: tuple[str, ...], per_look: int, seed: int, number: int = 1
-) -> list[Start]:
-    """Those by which dreams get their etas in round `number`, twice as many a task as a look of the
-    gauge has, and none of its."""
-    return probe_starts(tasks, 2 * per_look, seed, skipped=(2 * number - 1) * per_look)
-
-
 def real_starts(tasks: tuple[str, ...], seed: int):
     """draw(iteration, G): new real starts for LOOP in the real simulator, the tasks in turn."""
 

@@ -46,10 +46,6 @@ from vlm import TOKENS, VOCABULARY, Keypoints, KeypointVLM, mean_word, tokenize
 
 LANDMARKS = 32  # of the first frame
 ETAS = (np.arange(1, 50) / 50).tolist()  # 0.02, 0.04 ... 0.98: what calibration chooses from
-# And for a single task's dreams. Below 0.3 a stop would no longer mean that anything was seen.
-TASK_ETAS = [eta for eta in ETAS if eta >= 0.3]
-BLUR = 0.3  # of a dream's best R, in logits: see `eta_of_each_task`
-HALLUCINATION = 2.0  # what a success in the dream alone costs; one in reality alone costs 1
 
 
 @dataclass(frozen=True)
@@ -297,7 +293,7 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
         reflector.platt.copy_(torch.tensor([slope, offset]))
 
 
-def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.02) -> tuple[float, float]:
+def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.03) -> tuple[float, float]:
     """Set both thresholds from held-out episodes and dreams of them (which keep the real labels),
     each to one of ETAS; of several equals the middle one, which lies farthest from where it would
     be wrong. Returns (on real frames, in dreams):
@@ -310,52 +306,40 @@ def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.02) -> 
     """
     curves, dreamt = (judge_episodes(reflector, some) for some in (episodes, dreams))
     fit = [eta for eta in ETAS if false_stops(curves, episodes, eta) <= allowed] or [ETAS[-1]]
-    real = _middle_of_the_best(fit, [right_verdicts(curves, episodes, eta) for eta in fit])
-    dream = _middle_of_the_best(ETAS, [right_outcomes(dreamt, dreams, eta) for eta in ETAS])
+    real = _of_the_best(fit, [right_verdicts(curves, episodes, eta) for eta in fit], 0.5)
+    dream = _of_the_best(ETAS, [right_outcomes(dreamt, dreams, eta) for eta in ETAS], 0.5)
     reflector.threshold.fill_(real)
     reflector.dream_threshold.fill_(dream)
     return real, dream
 
 
 def eta_of_each_task(curves: list[np.ndarray], episodes) -> dict[str, float]:
-    """eta in dreams, task by task: {task: one of TASK_ETAS}. curves: R along dreams of a policy
-    that nothing stopped; episodes: the same policy's, from the same starts, in reality (y_i = 1
-    where it succeeds):
+    """eta in dreams, task by task: {task: one of ETAS}. curves: R along dreams of a policy that
+    nothing stopped; episodes: the same policy's, from the same starts, in reality:
 
-        b_i      = max_t min(R_{t-1}, R_t)                 up to this eta dream i stops
-        p_i(eta) = Phi((logit b_i - logit eta) / BLUR)     and would one like it?
-        eta_task = argmin  sum_i  HALLUCINATION p_i (1 - y_i) + (1 - p_i) y_i
+        eta_task = argmax right_outcomes(curves of the task, its real episodes)
+
+    of several equals one nearer the upper end: LOOP may learn to please a dream that promises too
+    much, from one that promises too little it merely learns less.
 
     In a dream along recorded actions the hand gives away what happened; a policy that dreams acts
     on what it sees, and where contact is lost in reality the dream goes on. How often, differs from
-    task to task, and only a comparison with the policy's own real outcomes can tell. These are few:
-    without the blur eta is right on these starts more often than on others. A success that the
-    dream alone promises costs double, for LOOP learns to please the dream.
+    task to task, and only a comparison with the policy's own real outcomes can tell.
     """
-    from scipy.special import logit, ndtr
-
-    z = logit(np.clip([best_of_two(curve) for curve in curves], 0.01, 0.99))
-    true = np.array([episode.succeeded for episode in episodes])
-    names = np.array([episode.task for episode in episodes])
     etas = {}
-    for task in dict.fromkeys(names.tolist()):
-        y = true[names == task]
-        p = ndtr((z[names == task] - logit(TASK_ETAS)[:, None]) / BLUR)  # (etas, starts)
-        cost = (HALLUCINATION * p * (1 - y) + (1 - p) * y).sum(1)
-        etas[task] = TASK_ETAS[int(cost.argmin())]
+    for task in dict.fromkeys(episode.task for episode in episodes):
+        of_task = [i for i, episode in enumerate(episodes) if episode.task == task]
+        seen, true = [curves[i] for i in of_task], [episodes[i] for i in of_task]
+        shares = [right_outcomes(seen, true, eta) for eta in ETAS]
+        etas[task] = _of_the_best(ETAS, shares, 0.75)
     return etas
 
 
-def best_of_two(curve: np.ndarray) -> float:
-    """max_t min(R_{t-1}, R_t) of R (T,): `stop_at` stops an episode at every eta below it. 0 where
-    T is 1, for then it never does."""
-    return float(np.minimum(curve[1:], curve[:-1]).max()) if len(curve) > 1 else 0.0
-
-
-def _middle_of_the_best(etas: list[float], shares: list[float]) -> float:
-    """Of the etas (in order) with the largest share the middle one."""
+def _of_the_best(etas: list[float], shares: list[float], place: float) -> float:
+    """Of the etas (in order) with the largest share the one at `place`: 0 the first, 0.5 the
+    middle."""
     best = [eta for eta, share in zip(etas, shares, strict=True) if share == max(shares)]
-    return best[len(best) // 2]
+    return best[int(place * len(best))]
 
 
 def stop_at(curve: np.ndarray, eta: float) -> int | None:

@@ -49,7 +49,6 @@ from view import HandInView
 MEMORY = 4  # M: the current frame, the one before, the one half-way back, and the first
 SOURCES = MEMORY + 2  # where a pixel may be copied from: memory, carried and recalled frame
 SHARPNESS = 4.0  # of the choice between sources: see `Simulator._denoise`
-FLOW = 2.0  # pixels: how far the network's 1 moves a thing
 MARKER, NEAR = 2.0, 8.0  # pixels at 64, standard deviations: a marker; what is near the hand
 
 
@@ -148,8 +147,7 @@ class Simulator(nn.Module):
             # Folded: noisy change, the sources, action map (3).
             "in_channels": cells * self.frames.channels * (1 + SOURCES)
             + 3 * cells * self.frames.factor**2,
-            # Folded: painted change, choice among it, the sources and the flow's; flow.
-            "out_channels": (self.frames.channels + 1 + SOURCES + 1 + 2) * cells,
+            "out_channels": (self.frames.channels + 1 + SOURCES) * cells,
             "class_embed_type": "projection",
             "projection_class_embeddings_input_dim": config.chunk * config.robot.action_dim
             + 2 * config.robot.state_dim,
@@ -218,8 +216,13 @@ class Simulator(nn.Module):
 
         True of the hand and nearly so of what it pushes or holds: these need not be painted again.
         """
-        d = (self.hand(next_state) - self.hand(state)) * self.config.size / 2
-        return warp(frame, d[:, :, None, None])
+        size = self.config.size
+        d = (self.hand(next_state) - self.hand(state)).flip(1)  # grid_sample has the column first
+        line = (torch.arange(size, device=frame.device) + 0.5) * 2 / size - 1
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
+        return F.grid_sample(
+            frame, grid - d[:, None, None], padding_mode="border", align_corners=False
+        )
 
     def conditions(
         self, memory, state, next_state, action, scene, owner=None, known=None
@@ -247,16 +250,12 @@ class Simulator(nn.Module):
         c = 3, or the channels of the latents. sources, drawn, vector: see `conditions`; tokens:
         see `reference_tokens`.
 
-        For every pixel the network paints a change p, says by a flow f from where in the current
-        frame something has moved there, and chooses, by a softmax w of the logits z, between
-        painting it and copying it from one of the sources or from there:
+        For every pixel the network paints a change p and chooses, by a softmax w of the logits z,
+        between painting it and copying it from one of the sources:
 
-            moved = o_t(pixel - f),    w = softmax(SHARPNESS * z)
-            x_0 = w_paint * p + sum_m w_m * c * (source_m - o_t) + w_moved * c * (moved - o_t)
+            w = softmax(SHARPNESS * z),    x_0 = w_paint * p + sum_m w_m * c * (source_m - o_t)
 
-        A choice that is not sharp mixes a thing's old and new place, and the thing fades. What the
-        hand turns moves otherwise than the hand; and the mean of two places where it may be is a
-        smear, the mean of two flows is a place.
+        A choice that is not sharp mixes a thing's old and new place, and the thing fades.
 
         # DEVIATION: the paper's network outputs the frame (its latent) directly; here it may copy;
         #   because the camera stands still, and what is merely repainted at every decision turns
@@ -269,16 +268,12 @@ class Simulator(nn.Module):
             class_labels=vector,
         ).sample.float()
         # All stays folded: a folded channel is (what it is, where in the F x F pixels it is).
-        c, fold = self.frames.channels, self.config.fold
-        cells = fold**2
-        painted, choice, flow = output.unflatten(1, (-1, cells)).split([c, SOURCES + 2, 2], dim=1)
-        flow = FLOW * F.pixel_shuffle(flow.flatten(1, 2), fold)  # (B, 2, H/f, W/f)
-        moved = warp(F.pixel_shuffle(sources[:, 0], fold), flow)
-        sources = torch.cat([sources, F.pixel_unshuffle(moved, fold)[:, None]], dim=1)
-        weight = (SHARPNESS * choice).softmax(dim=1)  # (B, 1+M+2+1, FF, h, w)
-        copies = sources.unflatten(2, (c, cells))  # (B, M+2+1, c, FF, h, w)
+        c, cells = self.frames.channels, self.config.fold**2
+        painted, choice = output.unflatten(1, (-1, cells)).split([c, 1 + SOURCES], dim=1)
+        weight = (SHARPNESS * choice).softmax(dim=1)  # (B, 1+M+2, FF, h, w)
+        copies = sources.unflatten(2, (c, cells))  # (B, M+2, c, FF, h, w)
         x_0 = weight[:, :1] * painted
-        for m in range(1, SOURCES + 1):  # source 0 is o_t itself: no change
+        for m in range(1, SOURCES):  # source 0 is o_t itself: no change
             change = copies[:, m] - copies[:, 0]
             x_0 = x_0 + weight[:, 1 + m, None] * (self.config.change_scale * change)
         return x_0.flatten(1, 2)
@@ -378,20 +373,6 @@ class Simulator(nn.Module):
     def description(self) -> dict:
         """What a checkpoint needs to build this again."""
         return {"config": asdict(self.config), "camera": asdict(self.camera)}
-
-
-def warp(frame: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """Frames (B, C, H, W) whose contents move by a flow, (B, 2, H, W) or (B, 2, 1, 1) in pixels,
-    down and to the right; bilinear, edges repeated:
-
-    warp(p) = frame(p - flow(p))
-    """
-    rows, columns = (torch.arange(n, device=frame.device) + 0.5 for n in frame.shape[-2:])
-    y, x = rows[None, :, None] - flow[:, 0], columns[None, None] - flow[:, 1]
-    y, x = torch.broadcast_tensors(y * 2 / len(rows) - 1, x * 2 / len(columns) - 1)
-    # grid_sample has the column first.
-    grid = torch.stack([x, y], dim=-1).to(frame.dtype)
-    return F.grid_sample(frame, grid, padding_mode="border", align_corners=False)
 
 
 def memory_indices(t: int) -> list[int]:

@@ -62,7 +62,7 @@ from evaluate import (
 )
 from films import write_strips, write_telling
 from fit import FitConfig, fit
-from gauge import Gauge, calibration_starts, known_starts, probe_starts, real_starts
+from gauge import Gauge, known_starts, probe_starts, real_starts
 from kinematics import episode_batches
 from novelty import Novelty, NoveltyGauge
 from policy import Policy, imitation_batches, mean_chunks
@@ -347,7 +347,7 @@ def stage_calibrate(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     camera = demos.describe(run.episodes_folder).camera
     assert camera is not None  # a run records its own episodes
     policy = run.policy(_loop_begins_with(run, number))
-    starts = calibration_starts(config.tasks, config.probes, config.seed, number)
+    starts = probe_starts(config.tasks, config.probes, config.seed, skipped=number * config.probes)
     episodes = demos.play(real.open(), starts, policy.act, "evaluation", after_success=0)
     world = open_loop(run, run.simulator(camera), len(starts), start_frames(episodes))
     dreams = demos.play(world, starts, policy.act, "evaluation", after_success=None)

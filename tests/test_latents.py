@@ -268,7 +268,7 @@ def test_latents_of_a_remembered_frame_can_be_copied(hub, which):
         def forward(self, inputs, time, encoder_hidden_states, class_labels):
             side = SIZE // FACTOR
             assert inputs.shape[1:] == (CHANNELS * (1 + SOURCES) + 3 * FACTOR**2, side, side)
-            output = torch.zeros(len(inputs), CHANNELS + SOURCES + 4, side, side)
+            output = torch.zeros(len(inputs), CHANNELS + 1 + SOURCES, side, side)
             output[:, :CHANNELS] = 3.0  # painted, and not chosen
             output[:, CHANNELS + 1 + which] = 50.0
             return type("Output", (), {"sample": output})
@@ -287,7 +287,7 @@ def test_a_dreamt_frame_is_not_encoded_again(hub):
 
     class Copy(torch.nn.Module):
         def forward(self, inputs, time, encoder_hidden_states, class_labels):
-            output = torch.zeros(len(inputs), CHANNELS + SOURCES + 4, *inputs.shape[2:])
+            output = torch.zeros(len(inputs), CHANNELS + 1 + SOURCES, *inputs.shape[2:])
             output[:, CHANNELS + 1] = 50.0
             return type("Output", (), {"sample": output})
 

@@ -1,7 +1,5 @@
 """The world simulator: what it remembers, what it draws, its kinematics, and that it learns."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ import torch
 from demos import Episode
 from fit import FitConfig, fit
 from simulator import (
-    FLOW,
     MEMORY,
     SHARPNESS,
     SOURCES,
@@ -17,7 +14,6 @@ from simulator import (
     SimulatorConfig,
     memory_indices,
     transition_batches,
-    warp,
 )
 from tasks import ACTION_DIM, STATE_DIM, Camera
 
@@ -206,19 +202,15 @@ def test_the_loss_of_a_perfect_network_is_zero():
     assert simulator(batch)[0].item() > 0.1
 
 
-def scripted_unet(
-    simulator: Simulator, choice: int, painted: float, flow: tuple[float, float] = (0.0, 0.0)
-) -> None:
-    """Replace the U-Net: every pixel paints `painted` and chooses `choice` (0 paints, m copies, the
-    last has moved by `flow` pixels)."""
+def scripted_unet(simulator: Simulator, choice: int, painted: float) -> None:
+    """Replace the U-Net: every pixel paints `painted` and chooses `choice` (0 paints, m copies)."""
     fold, side = simulator.config.fold, SIZE // simulator.config.fold
 
     class Answer(torch.nn.Module):
         def forward(self, inputs, time, encoder_hidden_states, class_labels):
-            output = torch.zeros(len(inputs), 3 + 1 + SOURCES + 1 + 2, SIZE, SIZE)
+            output = torch.zeros(len(inputs), 3 + 1 + SOURCES, SIZE, SIZE)
             output[:, :3] = painted
             output[:, 3 + choice] = 50.0
-            output[:, -2], output[:, -1] = flow[0] / FLOW, flow[1] / FLOW
             folded = torch.nn.functional.pixel_unshuffle(output, fold)
             assert folded.shape[2:] == (side, side)
             return type("Output", (), {"sample": folded})
@@ -261,36 +253,6 @@ def test_a_frame_of_the_album_can_be_copied():
     assert torch.equal(imagine(simulator, batch), batch["next"])
 
 
-def test_what_moves_otherwise_than_the_hand_can_follow_a_flow():
-    """Three pixels down and two to the left, wherever the hand goes."""
-    simulator, batch = small_simulator().eval(), moving_square(2)
-    scripted_unet(simulator, choice=1 + SOURCES, painted=3.0, flow=(3.0, -2.0))
-    frames, before = imagine(simulator, batch), batch["memory"][:, 0]
-    expected = before.roll((3, -2), (1, 2))
-    assert torch.equal(frames[:, 4:-4, 4:-4], expected[:, 4:-4, 4:-4])  # away from the borders
-    assert not torch.equal(frames, before)
-
-
-def test_warp_against_a_loop():
-    """Bilinear at p - flow(p), edges repeated; one flow for all pixels is the same everywhere."""
-    torch.manual_seed(0)
-    frame, flow = torch.rand(2, 3, 6, 5), 3 * torch.randn(2, 2, 6, 5)
-    moved = warp(frame, flow)
-    for b, row, column in itertools.product(range(2), range(6), range(5)):
-        y = min(max(row - flow[b, 0, row, column].item(), 0), 5)
-        x = min(max(column - flow[b, 1, row, column].item(), 0), 4)
-        top, left = min(int(y), 4), min(int(x), 3)
-        across = [
-            (1 - (x - left)) * frame[b, :, top + i, left]
-            + (x - left) * frame[b, :, top + i, left + 1]
-            for i in (0, 1)
-        ]
-        expected = (1 - (y - top)) * across[0] + (y - top) * across[1]
-        assert torch.allclose(moved[b, :, row, column], expected, atol=1e-5)
-    one = torch.tensor([1.5, -0.5]).expand(2, 2)[:, :, None, None]
-    assert torch.equal(warp(frame, one), warp(frame, one.expand(-1, -1, 6, 5)))
-
-
 def test_training_never_shows_the_frame_that_is_asked_for():
     """Pages of the row's own episode do not count."""
     simulator, batch = small_simulator().eval(), moving_square(2)
@@ -331,8 +293,7 @@ def denoised(simulator, noisy, time, memory, state, next_state, action, tokens):
 
 
 def test_the_folded_mixture_is_that_of_pixels():
-    """A slow twin: unfold the U-Net's output, mix paint, sources and what the flow moves pixel by
-    pixel, fold again."""
+    """A slow twin: unfold the U-Net's output, mix paint and sources pixel by pixel, fold again."""
     simulator, batch = small_simulator().eval(), moving_square(2)
     memory = batch["memory"].float().movedim(-1, -3) / 255 - 0.5
     states = batch["state"], batch["next_state"], batch["action"]
@@ -346,14 +307,12 @@ def test_the_folded_mixture_is_that_of_pixels():
             inputs, time, encoder_hidden_states=tokens, class_labels=vector
         ).sample
         pixels = torch.nn.functional.pixel_shuffle(output, fold)
-        weight = (SHARPNESS * pixels[:, 3:-2]).softmax(dim=1)
+        weight = (SHARPNESS * pixels[:, 3:]).softmax(dim=1)
         frames = torch.nn.functional.pixel_shuffle(sources, fold)  # (B, M+2, 3, H, W)
         assert torch.allclose(frames[:, :MEMORY], memory)
         change = weight[:, :1] * pixels[:, :3]
         for m in range(SOURCES):
             change += weight[:, 1 + m : 2 + m] * scale * (frames[:, m] - frames[:, 0])
-        moved = warp(frames[:, 0], FLOW * pixels[:, -2:])
-        change += weight[:, -1:] * scale * (moved - frames[:, 0])
         expected = torch.nn.functional.pixel_unshuffle(change, fold)
         x_0 = simulator._denoise(noisy, time, sources, drawn, vector, tokens)
     assert torch.allclose(x_0, expected, atol=1e-5)
