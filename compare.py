@@ -41,7 +41,14 @@ import train as stages
 from charts import BLUE, GREY, ORANGE, png
 from checkpoints import save_part
 from demos import write_atomically
-from evaluate import REAL_EPISODES, TERMINATIONS, cpu_seconds, mean_interval, test_starts
+from evaluate import (
+    REAL_EPISODES,
+    TERMINATIONS,
+    cpu_seconds,
+    evaluate_all,
+    mean_interval,
+    test_starts,
+)
 from fit import fit
 from policy import imitation_batches
 from resume import only_training
@@ -200,7 +207,7 @@ def _more_sft(base: Run, say, progress) -> dict:
     own = round(cpu_seconds() - used)
     with stages.RealWorkers(config) as real:
         starts = test_starts(config.tasks, config.test_starts)
-        results, _ = stages.evaluate_all(policy, real.open(), starts, base.reflector())
+        results = evaluate_all(policy, real.open(), starts, base.reflector())
     ledger = _spent(base, ("demos", "sft"))
     ledger["cpu_seconds"] += own
     entry = {"results": results, "ledger": ledger, "episodes": len(demonstrations)}

@@ -93,10 +93,10 @@ def evaluate(policy, env, starts: list[Start], termination: str, reflector=None)
     return judge_terminations(episodes, judge)[termination]
 
 
-def evaluate_all(policy, env, starts: list[Start], reflector) -> tuple[dict, list[Episode]]:
-    """(results by termination, the real episodes to the horizon that all of them judge)."""
+def evaluate_all(policy, env, starts: list[Start], reflector) -> dict[str, dict]:
+    """Results by termination, of one play of every start."""
     episodes = play(env, starts, policy.act, "evaluation", after_success=None)
-    return judge_terminations(episodes, reflector), episodes
+    return judge_terminations(episodes, reflector)
 
 
 def judge_terminations(episodes: list[Episode], reflector) -> dict[str, dict]:
@@ -105,8 +105,7 @@ def judge_terminations(episodes: list[Episode], reflector) -> dict[str, dict]:
     episodes: up to where something would have stopped them they are what it would have seen."""
     stops = [episode.oracle_stop for episode in episodes]
     oracle = summarize(episodes, [stop is not None for stop in stops], "oracle", stops)
-    never: list[int | None] = [None] * len(episodes)
-    none = summarize(episodes, [bool(e.success[-1]) for e in episodes], "none", never)
+    none = summarize(episodes, [bool(e.success[-1]) for e in episodes], "none")
     results = {"oracle": oracle, "none": none}
     if reflector is not None:
         eta, curves = float(reflector.threshold), judge_episodes(reflector, episodes)
@@ -118,11 +117,16 @@ def judge_terminations(episodes: list[Episode], reflector) -> dict[str, dict]:
 
 
 def summarize(
-    episodes: list[Episode], successes: list[bool], termination: str, stops: list[int | None]
+    episodes: list[Episode],
+    successes: list[bool],
+    termination: str,
+    stops: list[int | None] | None = None,
 ) -> dict:
     """{"termination", "mean", "low", "high", "n", "decisions",
     "tasks": {task: {"success", "low", "high", "n"}}}. stops: after which decision the termination
-    stops each episode, None where it does not; "decisions": how many there are until then, mean."""
+    stops each episode, None where it does not (default: none of them is stopped before its end);
+    "decisions": how many there are until then, mean."""
+    stops = stops or [None] * len(episodes)
     tasks: dict[str, list[bool]] = {}
     for episode, success in zip(episodes, successes, strict=True):
         tasks.setdefault(episode.task, []).append(bool(success))
@@ -143,7 +147,7 @@ def summarize(
 
 
 def gain_words(results: dict[str, dict]) -> str:
-    """What `evaluate_all` found for the policies "sft" and "policy", in a line."""
+    """What `judge_terminations` found for the policies "sft" and "policy", in a line."""
     before, after = (results[name]["oracle"] for name in ("sft", "policy"))
     return (
         f"real success {before['mean']:.3f} (SFT) -> {after['mean']:.3f} "

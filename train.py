@@ -51,9 +51,9 @@ from dreams import OwnRollouts, dream_along
 from evaluate import (
     agreement_words,
     dream_agreement,
-    evaluate_all,
     gain_words,
     hardware,
+    judge_terminations,
     reflector_card,
     reflector_words,
     simulator_card,
@@ -570,21 +570,22 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
     whether dreams of the last one end as these episodes do."""
     config = run.config
     env, starts = real.open(), test_starts(config.tasks, config.test_starts)
-    results: dict[str, dict] = {}
-    names = [name for name in IMITATION if name in run.stages]
+    results, names = {}, [name for name in IMITATION if name in run.stages]
     reflector = run.reflector() if "reflector" in run.stages else None
     # LOOP may have kept what it began with: the same policy is not played twice.
     if not same_parts(run.checkpoint(names[-1]), run.checkpoint("policy")):
         names.append("policy")
     for name in names:
         policy = run.policy(name)
-        results[name], episodes = evaluate_all(policy, env, starts, reflector)
+        episodes = play(env, starts, policy.act, "evaluation", after_success=None)
+        results[name] = judge_terminations(episodes, reflector)
     results["policy"] = results[names[-1]]
-    spent, found, imagined = real.count(), None, 0
+    found, imagined = None, 0
     if config.rl_env == "dream":
         parts = run.simulator(sources(run)[2]), reflector
         world = WorldEnv(*parts, start_frames(episodes), len(starts), config.env, config.seed)
         found, imagined = dream_agreement(world, policy, episodes), world.imagined_frames
+    spent = real.count()
     line = gain_words(results) + (f"; {agreement_words('from these', found)}" if found else "")
     return {
         "line": line,

@@ -474,7 +474,7 @@ def imitated(monkeypatch) -> list[dict]:
     real = SimpleNamespace(open=lambda: None)
     monkeypatch.setattr(train, "sources", lambda run: (demonstrations, exploration, None))
     monkeypatch.setattr(train, "RealWorkers", lambda config: nullcontext(real))
-    monkeypatch.setattr(train, "evaluate_all", lambda *arguments: (results, []))
+    monkeypatch.setattr(compare, "evaluate_all", lambda *arguments: results)
     monkeypatch.setattr(Run, "policy", lambda run, name: Policy(run.config.policy))
     monkeypatch.setattr(Run, "reflector", lambda run: None)
     monkeypatch.setattr(compare, "fit", scripted_fit)
