@@ -566,8 +566,7 @@ def _finite(metrics: dict) -> dict:
 
 
 def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
-    """Real success on test starts of all policies: oracle, reflector and no termination; and
-    whether dreams of the last one end as these episodes do."""
+    """Real success on test starts, all policies and terminations; whether dreams of them agree."""
     config = run.config
     env, starts = real.open(), test_starts(config.tasks, config.test_starts)
     results, names = {}, [name for name in IMITATION if name in run.stages]
