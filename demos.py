@@ -303,6 +303,13 @@ def describe(folder: Path) -> Description:
     return _read_description(Path(folder), None)
 
 
+def camera_of(folder: Path) -> Camera:
+    """The camera of a run's own episodes, without reading them."""
+    camera = describe(folder).camera
+    assert camera is not None  # a run records its own episodes
+    return camera
+
+
 def _read_description(folder: Path, expected: EnvConfig | None) -> Description:
     path = folder / "dataset.json"
     if not folder.is_dir():

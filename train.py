@@ -344,8 +344,7 @@ def stage_calibrate(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     config = run.config
     if not config.probes or config.stop_rule != "real":
         return {"line": "no real episodes: one eta for all tasks", "ledger": {}, "etas": {}}
-    camera = demos.describe(run.episodes_folder).camera
-    assert camera is not None  # a run records its own episodes
+    camera = demos.camera_of(run.episodes_folder)
     policy = run.policy(_loop_begins_with(run, number))
     starts = probe_starts(config.tasks, config.probes, config.seed, skipped=number * config.probes)
     episodes = demos.play(real.open(), starts, policy.act, "evaluation", after_success=0)
@@ -581,7 +580,7 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
     results["policy"] = results[names[-1]]
     found, imagined = None, 0
     if config.rl_env == "dream":
-        parts = run.simulator(sources(run)[2]), reflector
+        parts = run.simulator(demos.camera_of(run.episodes_folder)), reflector
         world = WorldEnv(*parts, start_frames(episodes), len(starts), config.env, config.seed)
         found, imagined = dream_agreement(world, policy, episodes), world.imagined_frames
     spent = real.count()

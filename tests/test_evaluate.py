@@ -293,12 +293,14 @@ def test_one_run_to_the_horizon_tells_all_terminations(num_envs):
     env = Playground(num_envs)
     every = [Start("reach", 9_100_000 + i) for i in range(6)]
     results = evaluate_all(env.policy, env, every, Brightness())
-    assert results["oracle"]["mean"] == pytest.approx(3 / 6)
+    assert env.started == 6 and results["oracle"]["mean"] == pytest.approx(3 / 6)
     for termination in TERMINATIONS:
         alone = evaluate(env.policy, Playground(num_envs), every, termination, Brightness())
         assert results[termination] == alone
     means = [results[t]["mean"] for t in ("reflector", "none")]
     assert means == [pytest.approx(2 / 6), pytest.approx(1 / 6)]
+    nobody = [start for start in every if start.seed % 2]
+    assert evaluate_all(env.policy, env, nobody, None)["oracle"]["mean"] == 0
 
 
 class Playground:
@@ -309,12 +311,13 @@ class Playground:
     WHEN = {0: (3, 3), 2: (3, 4), 4: (2, 5)}
 
     def __init__(self, num_envs: int):
-        self.num_envs = num_envs
+        self.num_envs, self.started = num_envs, 0
 
     def reset(self, options):
         self.seeds = [start.seed - 9_100_000 for start in options["starts"]]
         self.stop, self.time = options["stop_on_success"], 0
         self.done = np.arange(self.num_envs) >= len(self.seeds)
+        self.started += len(self.seeds)
         return self._observation(), {"success": np.zeros(self.num_envs, bool)}
 
     def _observation(self):
