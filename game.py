@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from camera import Camera
-from demos import describe, write_film
+from demos import camera_of, write_film
 from evaluate import test_starts
 from films import side_by_side
 from reflector import reflector_frames
@@ -85,8 +85,7 @@ def load_parts(run: Run) -> Parts:
             f"{run.folder}: has no simulator yet, so there is no dream to play in; expected a run "
             "up to that stage; give its train command again, with --until simulator if you like"
         )
-    camera = describe(run.episodes_folder).camera
-    assert camera is not None  # a run records its own episodes
+    camera = camera_of(run.episodes_folder)
     parts = Parts(
         env=replace(run.config.env, horizon=max(DECISIONS, run.config.env.horizon)),
         tasks=run.config.tasks,
