@@ -66,12 +66,16 @@ def next_motion(
     g <- s_t's x, y, z where the robot's target starts from the hand in each decision
     g <- clip(g + metres a_xyz, workspace), K times
     """
-    low, high = (torch.tensor(x, device=state.device) for x in (robot.low, robot.high))
     target = state[:, :3] if robot.from_hand else motion[:, robot.state_dim :]
-    for k in range(action.shape[1]):
-        moved = target + robot.metres * action[:, k, :3].clamp(-1, 1)
-        target = torch.minimum(torch.maximum(moved, low), high)
-    return torch.cat([state, target], dim=1)
+    return torch.cat([state, next_target(target, action, robot)], dim=1)
+
+
+def next_target(target: torch.Tensor, action: torch.Tensor, robot: Robot) -> torch.Tensor:
+    """Where the chunk (B, K, A) moves the target (B, 3), see `next_motion`."""
+    low, high = (target.new_tensor(x) for x in (robot.low, robot.high))
+    for step in (robot.metres * action[..., :3].clamp(-1, 1)).unbind(1):
+        target = torch.clamp(target + step, low, high)
+    return target
 
 
 def motions_along(
@@ -115,6 +119,7 @@ class Kinematics(nn.Module):
     """
 
     unit: torch.Tensor
+    scales: torch.Tensor
     middle: torch.Tensor
     low: torch.Tensor
     high: torch.Tensor
@@ -134,6 +139,9 @@ class Kinematics(nn.Module):
         for parameter in self.network[-1].parameters():
             nn.init.zeros_(parameter)
         self.register_buffer("unit", torch.tensor(UNIT + (TURN,) * (dim - len(UNIT))))
+        of_action = torch.ones(chunk * robot.action_dim)
+        scales = torch.cat([5 * self.unit, self.unit, self.unit[:3], of_action])
+        self.register_buffer("scales", scales, persistent=False)
         self.register_buffer("middle", torch.zeros(dim))
         self.register_buffer("low", torch.full((dim,), -2.0))
         self.register_buffer("high", torch.full((dim,), 2.0))
@@ -165,24 +173,20 @@ class Kinematics(nn.Module):
     def smooth(
         self, state: torch.Tensor, motion: torch.Tensor, action: torch.Tensor
     ) -> torch.Tensor:
-        """What the network alone says, as `next_state`.
+        """What the network alone says, as `next_state`."""
+        previous, target = motion.split([self.robot.state_dim, 3], dim=1)
+        return self._smooth(state, previous, target, action)
+
+    def _smooth(self, state, previous, target, action) -> torch.Tensor:
+        """s_t and s_{t-1} (B, S), g_t (B, 3), a_t (B, K, A) -> s_{t+1} (B, S).
 
         s_{t+1} = s_t + unit * (W z + f(z)),
         z = (s_t - middle) / 5 unit, (s_t - s_{t-1}) / unit, (g_t - s_t) / unit, a_t
         """
-        dim = self.robot.state_dim
-        previous, target = motion[:, :dim], motion[:, dim:]
-        z = torch.cat(
-            [
-                (state - self.middle) / (5 * self.unit),
-                (state - previous) / self.unit,
-                (target - state[:, :3]) / self.unit[:3],
-                action.flatten(1),
-            ],
-            dim=1,
-        )
-        following = state + self.unit * (self.linear(z) + self.network(z))
-        return torch.minimum(torch.maximum(following, self.low), self.high)
+        far = [state - self.middle, state - previous, target - state[:, :3], action.flatten(1)]
+        z = torch.cat(far, dim=1) / self.scales
+        following = torch.addcmul(state, self.unit, self.linear(z) + self.network(z))
+        return torch.clamp(following, self.low, self.high)
 
     @torch.no_grad()
     def remember(self, episodes, seed: int = 0) -> None:
@@ -223,11 +227,12 @@ class Kinematics(nn.Module):
     def open_loop(self, first: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """First states (B, S) and all chunks (B, T, K, A) -> the states that follow, (B, T, S), by
         the network alone."""
-        state, motion, path = first, motion_at_rest(first), []
-        for t in range(action.shape[1]):
-            following = self.smooth(state, motion, action[:, t])
-            motion = next_motion(state, motion, action[:, t], self.robot)
-            state = following
+        state, previous, target, path = first, first, first[:, :3], []
+        for chunk in action.unbind(1):
+            following = self._smooth(state, previous, target, chunk)
+            target = state[:, :3] if self.robot.from_hand else target
+            target = next_target(target, chunk, self.robot)
+            state, previous = following, state
             path.append(state)
         return torch.stack(path, dim=1)
 

@@ -243,7 +243,7 @@ class StageDisplay:
         )  # fmt: skip
         self.bar: progress.TaskID | None = None
         self.last_line = time.time()
-        self.started = time.time()
+        self.begun, self.step = (0, 0.0), -1  # first step of the fit and when; its latest step
 
     def __enter__(self) -> StageDisplay:
         self.bars.start()
@@ -259,7 +259,7 @@ class StageDisplay:
             self.bar = None
         if self.coming:  # no length is known yet: the bar pulses
             self.bar = self.bars.add_task(self.coming.pop(0), total=None)
-        self.started = time.time()
+        self.step = -1
 
     def line(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -279,8 +279,13 @@ class StageDisplay:
             return
         if step % max(1, steps // 50) == 0 or step == steps - 1:
             self.run.log(stage=stage, step=step, **metrics)
-        if self.bars.disable and time.time() - self.last_line > HEARTBEAT:
-            left = (time.time() - self.started) / (step + 1) * (steps - step - 1)
+        if self.step < 0 or step <= self.step:  # the stage's first fit, or its next
+            self.begun = (step, time.time())
+        self.step = step
+        first, began = self.begun
+        if self.bars.disable and step > first and time.time() - self.last_line > HEARTBEAT:
+            # what a stage does before its fit, and steps of an earlier run, take no part
+            left = (time.time() - began) / (step - first) * (steps - step - 1)
             self.line(
                 f"  {stage} {step + 1}/{steps}, loss {metrics['loss']:.4f}, {left:.0f} s left"
             )

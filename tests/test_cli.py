@@ -492,6 +492,25 @@ def test_progress_without_a_terminal(here, monkeypatch, capsys):
     assert 50 <= len(logged) <= 52 and logged[-1]["step"] == 999 and logged[0]["l1"] == 0.25
 
 
+def test_time_left_counts_only_the_steps_of_this_fit(here, monkeypatch, capsys):
+    """A stage plays for an hour and fits then, twice, the second time from step 500 on: what came
+    before a fit says nothing about the steps that are left."""
+    clock = [0.0]
+    monkeypatch.setattr(terminal, "HEARTBEAT", 0)
+    monkeypatch.setattr(terminal.time, "time", lambda: clock[0])
+    run = runs.Run.create(here / "run", runs.preset("debug"))
+    with terminal.StageDisplay(run, ("explore",)) as display:
+        for begin, seconds in ((0, 2.0), (500, 0.5)):
+            clock[0] += 3600
+            for step in range(begin, 1000):
+                display.progress("explore", step, 1000, {"loss": 0.5})
+                clock[0] += seconds
+            lines = capsys.readouterr().out.splitlines()
+            left = [float(line.split(", ")[2].split(" s")[0]) for line in lines]
+            # of its first step alone nothing is known; after each further one the rest is exact
+            assert left == [round(seconds * (999 - step)) for step in range(begin + 1, 1000)]
+
+
 def test_report_of_a_run_that_has_just_begun(here):
     runs.Run.create(here / "run", runs.preset("debug"))
     result = in_process("report", "run")

@@ -17,7 +17,7 @@ from kinematics import (
     next_motion,
     whole_episodes,
 )
-from tasks import ACTION_DIM, METAWORLD, STATE_DIM, EnvConfig, RealEnv
+from tasks import ACTION_DIM, LIBERO, METAWORLD, STATE_DIM, EnvConfig, RealEnv
 
 CHUNK = 4
 
@@ -94,6 +94,25 @@ def test_episodes_of_any_length_count_alike():
         assert kinematics(together)[0].item() == pytest.approx(expected, rel=1e-5)
         together["action"][0, len(short) :] = 1.0
         assert kinematics(together)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("robot", [METAWORLD, LIBERO])
+def test_open_loop_is_one_decision_after_the_other(robot):
+    """Training unrolls the law with less bookkeeping; what it unrolls is `smooth`, decision by
+    decision, also where the target starts from the hand."""
+    torch.manual_seed(0)
+    kinematics = Kinematics(CHUNK, robot=robot)
+    torch.nn.init.normal_(kinematics.network[-1].weight)
+    first = torch.tensor(robot.middle) + 0.1 * torch.randn(3, robot.state_dim)
+    action = torch.rand(3, 6, CHUNK, robot.action_dim) * 2 - 1
+    path = kinematics.open_loop(first, action)
+    state, motion = first, motion_at_rest(first)
+    for t in range(6):
+        following = kinematics.smooth(state, motion, action[:, t])
+        motion = next_motion(state, motion, action[:, t], robot)
+        state = following
+        torch.testing.assert_close(path[:, t], state)
+    assert (path[:, 1:] - path[:, :-1]).abs().max() > 0.001
 
 
 def test_next_state_stays_inside_what_was_ever_seen():
