@@ -10,7 +10,7 @@ from instructions import INSTRUCTIONS
 from libero_tasks import LIBERO_INSTRUCTIONS
 from policy import Policy, PolicyConfig, imitation_batches, random_shift, to_float, to_tensors
 from tasks import ACTION_DIM, STATE_DIM
-from vlm import LIBERO_VOCABULARY, TOKENS, tokenize
+from vlm import LIBERO_VOCABULARY, TOKENS, FiLMConv, tokenize
 
 SIZE, CHUNK = 32, 3
 
@@ -118,6 +118,22 @@ def test_the_instruction_reaches_the_convolutions():
             assert spread > 1e-3 if trained else spread < 1e-5
             for conv in backbone.convs:
                 conv.film.weight.normal_(0, 0.3)
+
+
+def test_film_against_the_formula():
+    """SiLU((1 + gamma) norm(conv(x)) + delta), values and gradients, each picture with words of
+    its own."""
+    torch.manual_seed(0)
+    layer, x, text = FiLMConv(3, 16, 2, 5), torch.randn(4, 3, 8, 8), torch.randn(4, 5)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    gamma, delta = layer.film(text)[:, :, None, None].chunk(2, dim=1)
+    expected = torch.nn.functional.silu(layer.norm(layer.conv(x)) * (1 + gamma) + delta)
+    weights = torch.randn_like(expected)
+    of_formula = torch.autograd.grad((weights * expected).sum(), list(layer.parameters()))
+    found = layer(x, text)
+    of_layer = torch.autograd.grad((weights * found).sum(), list(layer.parameters()))
+    torch.testing.assert_close((found, *of_layer), (expected, *of_formula), rtol=1e-4, atol=1e-4)
 
 
 def test_scale_head_does_not_move_the_mean():
