@@ -201,7 +201,7 @@ def _augment(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows = len(frames) * processes.world()  # drawn for those of all processes
     noise, light = map(processes.share, torch.rand(2, rows, 1, 1, 1, device=frames.device))
     grain = processes.share(processes.all_rows_like(frames).normal_())
-    return frames + 0.04 * noise * grain + 0.1 * (light - 0.5), moved
+    return torch.addcmul(frames + 0.1 * (light - 0.5), 0.04 * noise, grain), moved
 
 
 def reflector_frames(images: np.ndarray, t: int) -> np.ndarray:

@@ -61,7 +61,7 @@ from evaluate import (
     test_starts,
 )
 from films import write_strips, write_telling
-from fit import FitConfig, fit
+from fit import FitConfig, fit, one_thread
 from gauge import Gauge, known_starts, probe_starts, real_starts
 from kinematics import episode_batches
 from novelty import Novelty, NoveltyGauge
@@ -419,7 +419,8 @@ def learn_kinematics(
     simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
     sample = episode_batches(episodes, settings.batch, config.seed)
     keeper = run.keeper(_named("kinematics", number), config.checkpoint_every)
-    _fit(simulator.kinematics, sample, settings, progress, keeper)
+    with one_thread():
+        _fit(simulator.kinematics, sample, settings, progress, keeper)
     simulator.kinematics.remember(episodes)
 
 
