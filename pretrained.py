@@ -528,7 +528,8 @@ class FrozenReader(nn.Module):
             hidden = self.vlm(frames[some].unflatten(1, (3, 3)), texts)[:, -1]
             return F.layer_norm(hidden, hidden.shape[-1:])
 
-        keys = [digest(*row) for row in zip(frames, tokens, strict=True)]
+        # The same words are the same prompt, however many columns pad them.
+        keys = [digest(seen, ids[ids > 0]) for seen, ids in zip(frames, tokens, strict=True)]
         return once(self._memory, keys, read, self.rows, self.remembered).to(frames.device)
 
 

@@ -42,7 +42,7 @@ from policy import random_shift
 from pretrained import FrozenReader, PretrainedConfig
 from tasks import Robot
 from view import HandInView, from_the_hand
-from vlm import TOKENS, VOCABULARY, Keypoints, KeypointVLM, mean_word, tokenize
+from vlm import VOCABULARY, Keypoints, KeypointVLM, mean_word, tokenize, without_padding
 
 LANDMARKS = 32  # of the first frame
 ETAS = (np.arange(1, 50) / 50).tolist()  # 0.02, 0.04 ... 0.98: what calibration chooses from
@@ -245,7 +245,7 @@ def frame_batches(episodes, batch: int, seed: int):
             labels.append(float(episode.success[t]))
         return {
             "frames": torch.from_numpy(np.stack(frames)),
-            "tokens": torch.stack(tokens),
+            "tokens": without_padding(torch.stack(tokens)),
             "state": torch.from_numpy(np.stack(states)),
             "label": torch.tensor(labels),
         }
@@ -261,10 +261,10 @@ def judge_episodes(reflector: Reflector, episodes) -> list[np.ndarray]:
         frames = torch.from_numpy(
             np.stack([reflector_frames(episode.image, t) for t in range(1, len(episode) + 1)])
         )
-        tokens = tokenize([episode.instruction])
+        tokens = without_padding(tokenize([episode.instruction]))
         known = reflector.first_look(frames[:1, 0], tokens)  # the first frame is that of all
         landmarks = None if known is None else known.expand(len(frames), -1)
-        tokens, state = tokens.expand(len(frames), TOKENS), torch.from_numpy(episode.state[1:])
+        tokens, state = tokens.expand(len(frames), -1), torch.from_numpy(episode.state[1:])
         curves.append(reflector.reward(frames, tokens, state, landmarks).cpu().numpy())
     return processes.gather(curves)
 

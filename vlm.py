@@ -21,7 +21,7 @@ from instructions import METAWORLD_INSTRUCTIONS
 from libero_tasks import LIBERO_INSTRUCTIONS
 from view import from_the_hand
 
-TOKENS = 16  # L: instructions are padded or cut to this many tokens
+TOKENS = 24  # L: instructions are padded or cut to this many tokens (the longest here has 19)
 IMAGE_TOKENS = 4  # of `KeypointVLM`: what the picture says, in so many words
 
 
@@ -61,6 +61,12 @@ def tokenize(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
     return torch.tensor(
         [encoding.ids for encoding in _TOKENIZER.encode_batch(list(texts))], dtype=torch.int64
     )
+
+
+def without_padding(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, L) without the last columns that pad every row, (B, longest): to a language model
+    they say nothing, and cost as much as words."""
+    return tokens[:, : max(1, int((tokens > 0).sum(1).max()))]
 
 
 def words(tokens: torch.Tensor) -> list[str]:

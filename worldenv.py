@@ -27,7 +27,7 @@ from instructions import INSTRUCTIONS
 from kinematics import motion_at_rest, motion_dim, next_motion
 from simulator import memory_indices
 from tasks import EnvConfig, Start, spaces
-from vlm import tokenize
+from vlm import tokenize, without_padding
 
 BLOCK = 64  # slots imagined at a time: larger blocks leave the processor's cache [measured here]
 
@@ -115,9 +115,7 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         first = torch.from_numpy(self._history[:used, 0])
         with torch.no_grad():
             self._look = self.simulator.first_look(first.permute(0, 3, 1, 2).float() / 255 - 0.5)
-        tokens = tokenize(self._texts[:used])
-        longest = int((tokens > 0).sum(1).max())  # padding beyond it says nothing
-        self._tokens = tokens[:, : max(1, longest)]
+        self._tokens = without_padding(tokenize(self._texts[:used]))
         self._landmarks = self.reflector.first_look(first, self._tokens)
         self._etas[:used] = [self.reflector.dream_eta(text) for text in self._texts[:used]]
 

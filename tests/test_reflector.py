@@ -24,7 +24,7 @@ from reflector import (
     stack_frames,
     stop_at,
 )
-from vlm import TOKENS, tokenize
+from vlm import TOKENS, tokenize, without_padding
 from worldenv import NoReflector
 
 SIZE = 32
@@ -61,7 +61,7 @@ class Brightness(NoReflector):
         self.threshold, self.dream_threshold = torch.tensor(0.5), torch.tensor(0.5)
 
     def reward(self, frames, tokens, state, landmarks=None) -> torch.Tensor:
-        assert frames.shape[1:] == (3, SIZE, SIZE, 3) and tokens.shape == (len(frames), TOKENS)
+        assert frames.shape[1:] == (3, SIZE, SIZE, 3) and len(tokens) == len(frames)
         return frames[:, 2].float().mean((1, 2, 3)) / 100
 
 
@@ -101,6 +101,17 @@ def test_more_padding_does_not_change_the_reward():
         reflector.reward(frames, longer, hands(3)),
     )
     assert torch.allclose(reward, again, atol=1e-5)
+
+
+def test_padding_of_all_rows_is_left_out():
+    """As many columns as the longest row has words, one at least; so in the reflector's batches."""
+    tokens = tokenize(["open the drawer", "press the button from above"])
+    assert tokens.shape == (2, TOKENS)
+    assert without_padding(tokens).tolist() == tokens[:, :5].tolist()
+    assert without_padding(torch.zeros(2, 4, dtype=torch.int64)).shape == (2, 1)
+    batch = frame_batches([scripted_episode([0, 0, 1])], batch=64, seed=0)(0)
+    longest = max(len(text.split()) for text in INSTRUCTIONS["drawer-open"])
+    assert batch["tokens"].shape == (64, longest)
 
 
 def test_a_row_is_judged_alone():
@@ -237,11 +248,11 @@ def test_batches_hold_half_successes_of_the_right_task():
     label = {3: 1.0, 4: 1.0, 52: 1.0}
     assert batch["label"].tolist() == [label.get(n, 0.0) for n in now.tolist()]
     drawer = now < 100
-    words = {
-        tuple(w)
-        for w in tokenize(INSTRUCTIONS["drawer-open"] + INSTRUCTIONS["handle-press"]).tolist()
-    }
-    drawer_words = {tuple(w) for w in tokenize(INSTRUCTIONS["drawer-open"]).tolist()}
+    both = tokenize(INSTRUCTIONS["drawer-open"] + INSTRUCTIONS["handle-press"])
+    length = batch["tokens"].shape[1]  # shorter: padding of all rows is left out
+    assert not both[:, length:].any()
+    words = {tuple(w) for w in both[:, :length].tolist()}
+    drawer_words = {tuple(w) for w in tokenize(INSTRUCTIONS["drawer-open"])[:, :length].tolist()}
     for tokens, of_drawer in zip(batch["tokens"].tolist(), drawer.tolist(), strict=True):
         assert tuple(tokens) in words and (tuple(tokens) in drawer_words) == of_drawer
     assert set(now.tolist()) == {0, 1, 2, 3, 4, 50, 51, 52, 100, 101, 102}
