@@ -31,7 +31,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ from bench_report import growth_chart, markdown
 from camera import Camera
 from demos import Episode, collect_expert, load, write_atomically
 from evaluate import hardware, peak_kib
-from fit import bf16_autocast, device_of, fit
+from fit import bf16_autocast, device_of, fit, one_thread
 from instructions import INSTRUCTIONS
 from kinematics import episode_batches
 from policy import Policy, imitation_batches
@@ -248,8 +248,11 @@ def training(parts: Parts) -> dict[str, Work]:
     for name, (part, batches, settings) in fits.items():
         sample = batches(episodes, settings.batch, 0)
 
-        def do(steps: int, part=part, sample=sample, settings=settings) -> float:
-            return fit(part, sample, replace(settings, steps=steps))["seconds"]
+        threads = one_thread if name == "kinematics" else nullcontext  # as in `train`
+
+        def do(steps: int, part=part, sample=sample, settings=settings, threads=threads) -> float:
+            with threads():
+                return fit(part, sample, replace(settings, steps=steps))["seconds"]
 
         works[name] = Work(do)
     return {**works, "loop update": loop_update(parts)}
