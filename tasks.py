@@ -288,8 +288,11 @@ def spaces(config: EnvConfig) -> tuple[gymnasium.spaces.Dict, gymnasium.spaces.B
 
 def shrink(image: np.ndarray) -> np.ndarray:
     """Mean of every SUPERSAMPLE x SUPERSAMPLE pixels: (nH, nW, 3) uint8 -> (H, W, 3) uint8."""
-    n, side = SUPERSAMPLE, len(image) // SUPERSAMPLE
-    return image.reshape(side, n, side, n, 3).mean((1, 3)).round().astype(np.uint8)
+    n = SUPERSAMPLE
+    # A sum of n^2 small pictures: numpy's mean over two axes takes a tenth of a whole decision
+    # [measured here].
+    parts = [image[i::n, j::n] for i in range(n) for j in range(n)]
+    return (np.sum(parts, axis=0, dtype=np.uint16) / n**2).round().astype(np.uint8)
 
 
 class ChunkedEnv(gymnasium.Env):
