@@ -89,6 +89,10 @@ def page(notebook: nbformat.NotebookNode, title: str) -> str:
 
 def main(paths: list[Path]) -> None:
     for path in paths:
+        if path.suffix != ".ipynb" or not path.is_file():
+            print(f"{path}: no such notebook; expected a file like notebooks/*.ipynb")
+            sys.exit(2)
+    for path in paths:
         started = time.time()
         notebook = nbformat.read(path, as_version=4)
         run(notebook)

@@ -128,6 +128,19 @@ def test_equations_become_mathml(monkeypatch):
 
 
 @needs_tools
+@pytest.mark.parametrize("name", ["4_nothing.ipynb", "to_html.py"])
+def test_what_is_no_notebook_is_refused_in_one_line(name, monkeypatch, capsys):
+    """Before the ones that are in order have run for minutes."""
+    monkeypatch.syspath_prepend(str(ROOT / "notebooks"))
+    to_html = importlib.import_module("to_html")
+    monkeypatch.setattr(to_html, "run", lambda notebook: pytest.fail("it ran"))
+    with pytest.raises(SystemExit) as refused:
+        to_html.main([NOTEBOOKS[0], ROOT / "notebooks" / name])
+    lines = capsys.readouterr().out.splitlines()
+    assert refused.value.code == 2 and len(lines) == 1 and name in lines[0]
+
+
+@needs_tools
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     """Each alone, at `debug` size, in a run folder of its own: every stage it needs is trained."""
