@@ -23,9 +23,6 @@ TOOLS := $(VENV)/.notebook-tools
 SUPPLY := $(VENV)/.supply-tools
 RUN := "$(VENV)/bin/python"
 PIP := $(RUN) -m pip --disable-pip-version-check
-# Without --no-compile pip turns every file of every package into bytecode: more than half of the
-# set-up's time [measured here: 111 s, then 45]. Python does it for what is imported, when it is.
-INSTALL := $(PIP) install --no-compile
 
 .PHONY: train test test-all test-minimum lint setup notebooks notebook-tools clean-venv
 .PHONY: constraints licences audit
@@ -82,7 +79,7 @@ constraints: $(SUPPLY)
 # hundreds of megabytes too.
 licences: $(SUPPLY)
 	for file in $$(ls requirements-*.txt | grep -v minimum); do \
-	    $(INSTALL) --quiet -r "$$file" -c constraints.txt || exit 1; \
+	    $(PIP) install --quiet -r "$$file" -c constraints.txt || exit 1; \
 	done
 	$(RUN) tests/list_licences.py
 
@@ -111,15 +108,15 @@ $(STAMP): requirements.txt constraints.txt
 	        exit 1; \
 	    fi; }
 	test -x $(RUN) || $(PYTHON) -m venv "$(VENV)"
-	$(INSTALL) --quiet --upgrade pip -c constraints.txt
-	$(INSTALL) $(PIP_TORCH_ARGS) "$$(grep '^torch==' requirements.txt)"
-	$(INSTALL) --quiet -r requirements.txt -c constraints.txt
+	$(PIP) install --quiet --upgrade pip -c constraints.txt
+	$(PIP) install $(PIP_TORCH_ARGS) "$$(grep '^torch==' requirements.txt)"
+	$(PIP) install --quiet -r requirements.txt -c constraints.txt
 	@touch "$@"
 
 $(TOOLS): requirements-notebooks.txt $(STAMP)
-	$(INSTALL) --quiet -r requirements-notebooks.txt -c constraints.txt
+	$(PIP) install --quiet -r requirements-notebooks.txt -c constraints.txt
 	@touch "$@"
 
 $(SUPPLY): requirements-tools.txt $(STAMP)
-	$(INSTALL) --quiet -r requirements-tools.txt -c constraints.txt
+	$(PIP) install --quiet -r requirements-tools.txt -c constraints.txt
 	@touch "$@"
