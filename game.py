@@ -34,7 +34,7 @@ from reflector import reflector_frames
 from runs import BadRun, Run
 from tasks import EnvConfig, Start
 from vecenv import VecRealEnv
-from vlm import tokenize
+from vlm import tokenize, without_padding
 from worldenv import NoReflector, WorldEnv
 
 ACTORS = ("you", "sft", "policy", "expert")
@@ -269,7 +269,7 @@ class Game:
             return float("nan")
         frames = reflector_frames(np.stack(self.real.images[:1] + self.real.images[-2:]), 2)
         state = torch.from_numpy(self.real.states[-1])[None]
-        tokens = tokenize([self.instruction])
+        tokens = without_padding(tokenize([self.instruction]))
         return float(self.parts.reflector.reward(torch.from_numpy(frames)[None], tokens, state)[0])
 
     # -- looking

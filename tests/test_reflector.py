@@ -61,7 +61,8 @@ class Brightness(NoReflector):
         self.threshold, self.dream_threshold = torch.tensor(0.5), torch.tensor(0.5)
 
     def reward(self, frames, tokens, state, landmarks=None) -> torch.Tensor:
-        assert frames.shape[1:] == (3, SIZE, SIZE, 3) and len(tokens) == len(frames)
+        assert frames.shape[1:] == (3, SIZE, SIZE, 3)
+        assert tokens.shape == (len(frames), without_padding(tokens).shape[1])
         return frames[:, 2].float().mean((1, 2, 3)) / 100
 
 
