@@ -3,6 +3,7 @@
 #     make train        set up, then train with 5 demonstrations a task
 #     make test         set up, then run the tests
 #
+# A dream from the small run that comes with the project:       make example
 # The three notebooks, run anew and rendered to docs/*.html:    make notebooks
 # Extra arguments go through ARGS:         make train ARGS="--preset debug"
 # Another interpreter, 3.10 to 3.13:       make setup PYTHON=python3.12
@@ -24,15 +25,21 @@ SUPPLY := $(VENV)/.supply-tools
 RUN := "$(VENV)/bin/python"
 PIP := $(RUN) -m pip --disable-pip-version-check
 
-.PHONY: train test test-all test-minimum lint setup notebooks notebook-tools clean-venv
+.PHONY: train example test test-all test-minimum lint setup notebooks notebook-tools clean-venv
 .PHONY: constraints licences audit
 .DEFAULT_GOAL := setup
 
 train: setup
 	$(RUN) cli.py train --demos 5 $(ARGS)
 
+# docs/example.md says what it is.
+example: setup
+	$(RUN) -m tarfile --filter data -e shipped/example.tar.xz runs
+	$(RUN) cli.py imagine runs/example $(ARGS)
+
+# Two processes share the files of tests, each on a core of its own (tests/conftest.py).
 test: setup
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 # `make test` leaves out the tests marked slow (pyproject.toml); here they run as well.
 test-all: setup

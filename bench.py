@@ -47,14 +47,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench_report import growth_chart, markdown
 from camera import Camera
 from demos import Episode, collect_expert, load, write_atomically
-from evaluate import hardware, peak_kib
+from evaluate import hardware, peak_kib, versions
 from fit import bf16_autocast, device_of, fit, one_thread
 from instructions import INSTRUCTIONS
 from kinematics import episode_batches
 from policy import Policy, imitation_batches
 from ppo import plain_rollouts, update
 from reflector import Reflector, frame_batches
-from runs import Run, RunConfig, versions
+from runs import Run, RunConfig
 from simulator import Simulator, transition_batches
 from studies import current_commit
 from tasks import Start

@@ -11,6 +11,7 @@
     compare                      the dream beside its alternatives at the same real budget
     bench                        how fast it all is here, dream and reality in the same run
     report                       rewrite a run's report.md and .html; several runs in one page
+    ship                         a finished run as one small archive
     config                       print the settings
 
 Every command checks what it was given before it touches the disk. What a user can repair becomes
@@ -86,7 +87,9 @@ def doctor_command(
 
 Preset = Annotated[
     str,
-    typer.Option(help="cpu (reported), debug (tiny), notebook (minutes), gpu, paper or libero."),
+    typer.Option(
+        help="cpu (reported), debug (tiny), notebook or example (two tasks), gpu, paper, libero."
+    ),
 ]
 
 Device = Annotated[
@@ -273,7 +276,7 @@ def imagine_command(
     task = task_names(task)[0] if task else run.config.tasks[0]
     one_of("--task", task, run.config.tasks)
     reflector = run.reflector()
-    simulator = run.simulator(demos.load(run.episodes_folder, run.config.env)[2])
+    simulator = run.simulator(demos.camera_of(run.episodes_folder))
     policy = None if actions == "expert" else run.policy(actions)
     out = out or run.folder / "imagine"
     name = f"{task}_{actions}_{seed}"
@@ -360,6 +363,25 @@ def report_command(
 
     for path in overview.write(folders, out):
         print(path)
+
+
+@app.command("ship")
+def ship_command(
+    folder: RunFolder,
+    out: Annotated[Path, typer.Option(help="The archive, a .tar.xz.")] = Path(
+        "shipped/example.tar.xz"
+    ),
+) -> None:
+    """Pack what `imagine` and `play` need of a finished run into one small archive."""
+    from runs import Run
+    from ship import ship
+
+    if not out.name.endswith(".tar.xz"):
+        raise ValueError(f"--out: got {str(out)!r}; expected a file that ends in .tar.xz")
+    run = Run.open(folder)
+    check_output(out.parent, PICTURES_MB)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{out}: {ship(run, out) / 1e6:.2f} MB")
 
 
 @app.command("trust")

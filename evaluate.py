@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import platform
+from importlib import metadata
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from dreams import dream_along
 from reflector import false_stops, judge_episodes, recall, stop_at
 from tasks import Start, check_fixed_starts, split_seeds
 
+PACKAGES = ("torch", "diffusers", "transformers", "gymnasium", "metaworld", "mujoco", "numpy")
 TERMINATIONS = ("oracle", "reflector", "none")
 # Real episodes beyond the demonstrations that training spends, as the ledger names them; what
 # evaluation plays is not among them.
@@ -450,3 +452,14 @@ def hardware() -> str:
         f"{name}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"{platform.system()}"
     )
+
+
+def versions() -> str:
+    """Python and the packages that a run's figures depend on, as installed here: "torch 2.13.0"."""
+    found = [f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)

@@ -26,13 +26,14 @@ from evaluate import (
     or_undefined,
     psnr,
     test_starts,
+    versions,
     with_interval,
 )
 from gauge import shares
 from novelty import trusted
 from page import html_page, plain
 from reflector import judge_episodes, stop_at
-from runs import BadRun, Run, RunConfig, versions
+from runs import BadRun, Run, RunConfig
 from train import round_of, stages_of
 from vecenv import VecRealEnv
 from worldenv import WorldEnv, start_frames
@@ -42,12 +43,8 @@ def write_report(run: Run) -> Path:
     """Write report.md, report.html and their charts (pictures/*.png) into the run folder; return
     the path of report.md. Raises BadRun (ValueError) for a damaged RUN/trust/trust.json, and for a
     stages.json that lacks something."""
-    sections = [_title, _results, _learning, _gauge, _trust, _films, _reflector, _simulator, _rl]
-    sections += [_cost, _ledger, _settings, _versions, _pictures]
     with what_is_missing([run.folder]):
-        written = ["\n".join(section(run)) for section in sections]  # "" where a stage has not run
-        charts = _charts(run)
-    text = "\n\n".join(part for part in written if part) + "\n"
+        text, charts = report_text(run), _charts(run)
     for name, chart in charts.items():
         (run.folder / "pictures").mkdir(exist_ok=True)
         write_atomically(run.folder / "pictures" / name, chart)
@@ -56,6 +53,18 @@ def write_report(run: Run) -> Path:
     path = run.folder / "report.md"
     write_atomically(path, text.encode())
     return path
+
+
+def report_text(run: Run, pictures: bool = True) -> str:
+    """All sections as Markdown. Its pictures are named whether they are there yet or not; without
+    `pictures` none is."""
+    sections = [_title, _results, _learning, _gauge, _trust, _films, _reflector, _simulator, _rl]
+    sections += [_cost, _ledger, _settings, _versions, _pictures]
+    if not pictures:
+        sections = [section for section in sections if section not in (_films, _pictures)]
+    lines = [[x for x in section(run) if pictures or x[:2] != "!["] for section in sections]
+    written = ["\n".join(section).strip() for section in lines]  # "" where a stage has not run
+    return "\n\n".join(part for part in written if part) + "\n"
 
 
 @contextlib.contextmanager

@@ -49,15 +49,19 @@ def checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], text: str) -> None:
-    """One safetensors file, atomically: tensors by name, and in the header {"description": text,
+    """One safetensors file of these, atomically."""
+    path.parent.mkdir(exist_ok=True)  # not the folder above: a run that vanished stays away
+    write_atomically(path, packed_tensors(tensors, text))
+
+
+def packed_tensors(tensors: dict[str, torch.Tensor], text: str) -> bytes:
+    """The bytes of a safetensors file: tensors by name, and in the header {"description": text,
     "sha256": checksum of both}."""
     from safetensors.torch import save
 
-    path.parent.mkdir(exist_ok=True)  # not the folder above: a run that vanished stays away
     # Copies, because safetensors refuses tensors that share their memory.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    about = {"description": text, "sha256": checksum(text, tensors)}
-    write_atomically(path, save(tensors, metadata=about))
+    return save(tensors, metadata={"description": text, "sha256": checksum(text, tensors)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:

@@ -25,10 +25,8 @@ import importlib.util
 import json
 import math
 import os
-import platform
 import time
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +47,6 @@ from resume import Keeper, forget
 from simulator import Simulator, SimulatorConfig
 from tasks import DEFAULT_SUITE, METAWORLD, EnvConfig, check_fixed_starts, check_tasks, robot_of
 from vlm import LIBERO_VOCABULARY
-
-PACKAGES = ("torch", "diffusers", "transformers", "gymnasium", "metaworld", "mujoco", "numpy")
 
 
 @dataclass(frozen=True)
@@ -152,10 +148,9 @@ class RunConfig:
 
 
 def preset(name: str) -> RunConfig:
-    """`cpu` (default: the reported runs), `debug` (everything tiny: the whole loop in a minute),
-    `notebook` (two tasks, a few minutes: what notebooks/ train), `gpu` (`gpu_scale`: larger, still
-    from scratch), `paper` (`paper_scale`: pretrained models and the paper's hyperparameters),
-    `libero` (`libero_scale`)."""
+    """`cpu` (default: the reported runs), `debug` (tiny: the whole loop in a minute), `notebook`
+    (two tasks in minutes: notebooks/), `example` (the same, smaller and longer: shipped/), `gpu`
+    (`gpu_scale`), `paper` (`paper_scale`: pretrained models), `libero` (`libero_scale`)."""
     if name == "cpu":
         return RunConfig()
     if name == "debug":
@@ -198,6 +193,21 @@ def preset(name: str) -> RunConfig:
             loop=replace(base.loop, iterations=3, groups=8),
             real_loop=replace(base.real_loop, groups=8),
         )
+    if name == "example":
+        base = preset("notebook")
+        return replace(
+            base,
+            exploration=128,
+            probes=20,
+            test_starts=50,
+            sft=replace(base.sft, steps=1500),
+            filtered_bc=replace(base.filtered_bc, steps=1500),
+            simulator=SimulatorConfig(channels=(32, 48, 64), album=512),
+            simulator_fit=replace(base.simulator_fit, steps=1200),
+            reflector=ReflectorConfig(width=64),
+            reflector_fit=replace(base.reflector_fit, steps=1000),
+            loop=replace(base.loop, iterations=8),
+        )
     if name == "gpu":
         return gpu_scale()
     if name == "paper":
@@ -205,7 +215,7 @@ def preset(name: str) -> RunConfig:
     if name == "libero":
         return libero_scale()
     raise ValueError(
-        f"unknown preset {name!r}; expected cpu, debug, notebook, gpu, paper or libero"
+        f"unknown preset {name!r}; expected cpu, debug, notebook, example, gpu, paper or libero"
     )
 
 
@@ -406,17 +416,6 @@ def config_from_json(text: str | bytes) -> RunConfig:
         raise BadRun(
             f"config.json is not readable ({error}); start a new run with another --out"
         ) from error
-
-
-def versions() -> str:
-    """Python and the packages that a run's figures depend on, as installed here: "torch 2.13.0"."""
-    found = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
 
 
 # --------------------------------------------------------------------------------------- the folder

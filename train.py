@@ -1,5 +1,4 @@
-"""The stages of the method, in order;
-each reads what the earlier ones left in the run folder and leaves its own.
+"""The stages of the method, in order; each reads what the earlier ones left in the run folder.
 
     1 demos      five expert demonstrations per task
     2 sft        imitation (L1 mean, Laplace scale head)
@@ -59,6 +58,7 @@ from evaluate import (
     simulator_card,
     simulator_words,
     test_starts,
+    versions,
 )
 from films import write_strips, write_telling
 from fit import FitConfig, fit, one_thread
@@ -76,7 +76,7 @@ from reflector import (
     judge_episodes,
 )
 from resume import Keeper, finishing_steps
-from runs import Clock, Run, RunConfig, versions
+from runs import Clock, Run, RunConfig
 from simulator import Simulator, transition_batches
 from tasks import Start
 from vecenv import RealWorkers, VecRealEnv

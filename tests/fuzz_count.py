@@ -23,8 +23,7 @@ OUT = ROOT / "results" / "fuzz.json"
 
 def main(cases: int = 1000, seed: int = 0, *names: str) -> None:
     from demos import write_atomically
-    from evaluate import hardware
-    from runs import versions
+    from evaluate import hardware, versions
     from studies import current_commit
 
     found = json.loads(OUT.read_text()) if OUT.is_file() else {"readers": {}}

@@ -29,6 +29,7 @@ import ppo
 import render
 import report
 import runs
+import ship
 import terminal
 import train
 from checkpoints import save_part
@@ -148,7 +149,7 @@ def test_options_of_train_reach_the_settings():
         ("nonsense", ["nonsense", "--help"]),
         ("train --nonsense", ["--nonsense", "train --help"]),
         ("train --seed x", ["--seed", "--help"]),
-        ("train --preset huge", ["'huge'", "cpu, debug, notebook, gpu, paper or libero"]),
+        ("train --preset huge", ["'huge'", "cpu, debug, notebook, example, gpu, paper or libero"]),
         ("expert --suite=", ["expected one or more different tasks", "got none"]),
         ("train --tasks fly", ["'fly'", "expected", "drawer-open"]),
         ("train --tasks reach,reach", ["different"]),
@@ -163,7 +164,7 @@ def test_options_of_train_reach_the_settings():
         ("train --until lunch", ["'lunch'", "simulator"]),
         ("train --device toaster", ["'toaster'", "expected cpu"]),
         ("train --device cuda:99", ["'cuda:99'", "expected cpu", "--device cpu"]),
-        ("config --preset huge", ["cpu, debug, notebook, gpu, paper or libero"]),
+        ("config --preset huge", ["cpu, debug, notebook, example, gpu, paper or libero"]),
         ("demos nonsense", ["nonsense", "demos --help"]),
         ("demos load", ["folder", "demos load --help"]),
         ("demos collect new --tasks fly", ["'fly'", "expected"]),
@@ -678,6 +679,53 @@ def test_imagine(debug_run, here):
     assert not np.array_equal(strip[:128, -128:], strip[128:, -128:])
     assert imageio.imread(here / f"{name}_reward.png").ndim == 3
     assert len(tree(here)) == 4 and tree(debug_run.folder) == before
+
+
+def test_a_shipped_run_dreams_as_its_run_does(debug_run, here):
+    """Packed, unpacked as `make example` does it, and asked for the same dream: weights of eight
+    bits less give nearly the same, and nothing that is not needed came along."""
+    before = tree(debug_run.folder)
+    result = in_process("ship", debug_run.folder, "--out", "sent/small.tar.xz")
+    assert result.exit_code == 0, result.output
+    archive, card = here / "sent" / "small.tar.xz", (here / "sent" / "small.md").read_text()
+    assert tree(debug_run.folder) == before
+    assert set(tree(here)) == {"sent", "sent/small.tar.xz", "sent/small.md"}
+    assert "make example" in card and "## Real success" in card and "![" not in card
+    assert result.stdout.split() == [
+        "sent/small.tar.xz:", f"{archive.stat().st_size / 1e6:.2f}", "MB"
+    ]  # fmt: skip
+    unpack = [sys.executable, "-m", "tarfile", "--filter", "data", "-e", str(archive), "."]
+    subprocess.run(unpack, check=True, cwd=here)
+    kept = {name for name, content in tree(here / "small").items() if content != "folder"}
+    assert kept == {*ship.TEXTS, *(f"checkpoints/{name}.safetensors" for name in ship.PARTS)}
+    dreams, curves, chunks = [], [], []
+    for folder in (debug_run.folder, here / "small"):
+        run = runs.Run.open(folder)
+        simulator = run.simulator(demos.camera_of(run.episodes_folder))
+        seen = report.real_and_dream(run, simulator, run.reflector(), None, "handle-press", 3)
+        dreams.append(seen[1].astype(float))
+        curves.append(seen[2]["dream"])
+        first = {"image": seen[0].image[:1], "state": seen[0].state[:1], "instruction": ["press"]}
+        chunks.append(run.policy().act(first, np.ones(1, bool)))
+    assert 0 < np.abs(dreams[0] - dreams[1]).mean() < 1  # of 255
+    assert np.abs(curves[0] - curves[1]).max() < 0.02
+    assert 0 < np.abs(chunks[0] - chunks[1]).max() < 0.02
+
+
+def test_an_unfinished_run_is_not_shipped(debug_run, here):
+    shutil.copytree(debug_run.folder, here / "run")
+    stages = json.loads((here / "run" / "stages.json").read_text())
+    del stages["evaluate"]
+    (here / "run" / "stages.json").write_text(json.dumps(stages))
+    before = tree(here / "run")
+    assert_one_line(in_process("ship", "run", "--out", "small.tar.xz"), "not finished", "again")
+    assert_one_line(in_process("ship", "run", "--out", "small.zip"), "--out", ".tar.xz")
+    (here / "run" / "checkpoints" / "sft.safetensors").unlink()
+    assert_one_line(in_process("ship", "run", "--out", "small.tar.xz"), "no such checkpoint")
+    del before["checkpoints/sft.safetensors"]
+    assert tree(here / "run") == before and set(tree(here)) - {"run"} == {
+        f"run/{name}" for name in before
+    }
 
 
 def test_inspect_the_run_s_episodes(debug_run, here):

@@ -37,7 +37,7 @@ LAYERS = [
     {"runs"},
     {"train"},
     {"studies", "report", "bench_report"},
-    {"trust", "compare", "overview", "game", "bench"},
+    {"trust", "compare", "overview", "game", "bench", "ship"},
     {"play"},
     {"options"},
     {"demos_cli"},

@@ -1,0 +1,114 @@
+"""A finished run, small enough to be sent: one archive with what it takes to dream and to play.
+
+    shipped/example.tar.xz
+        example/config.json, stages.json     settings, and what each stage gave
+        example/episodes/dataset.json        the camera; no episode
+        example/checkpoints/*.safetensors    SFT, the post-trained policy, simulator, reflector
+    shipped/example.md                       the card: what it is, and the run's report
+
+Unpacked, it is a run folder for `imagine`, `play`, `evaluate` and `report`. `make example` unpacks
+the one that comes with the project; `python cli.py ship` made it, of a run of the preset example.
+
+Weights are rounded to bfloat16: half of their size, and a third once they are packed, since their
+exponents are much alike. Kinematics keeps its precision, for its errors add up from decision to
+decision. So does the album, whose frames, with their still background, pack to little.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import torch
+
+from checkpoints import AGAIN, BadRun, read_settings
+from demos import write_atomically
+from report import report_text, what_is_missing
+from resume import packed_tensors, read_tensors
+from runs import Run
+from studies import current_commit
+
+ENDING = ".tar.xz"
+PARTS = ("sft", "policy", "simulator", "reflector")
+TEXTS = ("config.json", "stages.json", "episodes/dataset.json")
+EXACT = ("kinematics.", "album.")  # parts of the simulator that are not rounded
+
+CARD = """# {name}{ending}
+
+A finished run of World-Env, {megabytes:.1f} MB, to look at before one has been trained:
+
+```
+make example                            unpack it into runs/{name}, and dream
+python cli.py imagine runs/{name}       a dream beside the real episode of the same actions
+python cli.py play runs/{name}          the same in the browser
+```
+
+- **What it is.** SFT, the post-trained policy, simulator and reflector, each trained in that run,
+  from scratch, on episodes of Meta-World that it recorded itself. Nothing in it comes from a
+  pretrained model or from another data set. Licence: MIT, as the project's.
+- **What it is not.** A result: that is in the README. It has few tasks, small parts and one seed.
+  It cannot be trained further, for it comes without its episodes.
+- **How it was made.** `python cli.py train --preset example --out runs/{name}`, then
+  `python cli.py ship runs/{name}`, commit {commit}. Settings are in its `config.json`.
+- **Rounding.** Its weights are in bfloat16 (`ship.py`). What follows is the run's own report, from
+  before; `python cli.py evaluate runs/{name}` measures what was shipped.
+
+"""
+
+
+def rounded(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with matrices and convolutions in bfloat16; vectors, which are few numbers, the
+    album and kinematics as they are."""
+    return {
+        name: tensor.bfloat16()
+        if tensor.is_floating_point() and tensor.dim() > 1 and not name.startswith(EXACT)
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def ship(run: Run, archive: Path) -> int:
+    """Write the archive and its card, each whole or not at all; the archive's size in bytes.
+
+    archive: a path that ends in .tar.xz; the run will be unpacked into a folder of that name.
+    Raises BadRun where the run is not finished or a checkpoint is damaged."""
+    for name in PARTS:
+        read_settings(run.checkpoint(name))
+    if "evaluate" not in run.stages:
+        raise BadRun(
+            f"{run.folder}: not finished, so nobody knows what it is worth; expected a run that "
+            "has been evaluated; give its train command again to go on"
+        )
+    files = {name: (run.folder / name).read_bytes() for name in TEXTS}
+    for name in PARTS:
+        path = run.checkpoint(name)
+        try:
+            tensors, text = read_tensors(path)
+        except ValueError as error:
+            raise BadRun(f"{path}: damaged or truncated ({error}); {AGAIN}") from error
+        files[f"checkpoints/{path.name}"] = packed_tensors(rounded(tensors), text)
+    name = archive.name.removesuffix(ENDING)
+    data = packed({f"{name}/{path}": content for path, content in files.items()})
+    about = card(run, name, len(data))
+    write_atomically(archive, data)
+    write_atomically(archive.with_name(f"{name}.md"), about.encode())
+    return len(data)
+
+
+def packed(files: dict[str, bytes]) -> bytes:
+    """A .tar.xz of these files, whose owner and date are left at nothing."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:xz", preset=9) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return data.getvalue()
+
+
+def card(run: Run, name: str, size: int) -> str:
+    """What an archive of `size` bytes holds, in words, and the run's report without pictures."""
+    about = CARD.format(name=name, ending=ENDING, megabytes=size / 1e6, commit=current_commit())
+    with what_is_missing([run.folder]):
+        return about + report_text(run, pictures=False)
