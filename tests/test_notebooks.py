@@ -140,15 +140,34 @@ def test_what_is_no_notebook_is_refused_in_one_line(name, monkeypatch, capsys):
     assert refused.value.code == 2 and len(lines) == 1 and name in lines[0]
 
 
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """Where all three train, as a reader's do: each goes on from where the one before ended."""
+    return tmp_path_factory.mktemp("notebooks") / "run"
+
+
 @needs_tools
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
-    """Each alone, at `debug` size, in a run folder of its own: every stage it needs is trained."""
+def test_runs_from_top_to_bottom(path, run_folder, monkeypatch):
+    """At `debug` size."""
+    run_one(path, run_folder, monkeypatch)
+
+
+@needs_tools
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=NAMES[1:])
+def test_runs_alone(path, tmp_path, monkeypatch):
+    """Every stage that it needs is trained."""
+    run_one(path, tmp_path / "run", monkeypatch)
+
+
+def run_one(path: Path, run_folder: Path, monkeypatch) -> None:
+    """Run a notebook in a run folder."""
     import nbclient
     import nbformat
 
     monkeypatch.setenv("WORLDENV_NOTEBOOK", "debug")
-    monkeypatch.setenv("WORLDENV_NOTEBOOK_RUN", str(tmp_path / "run"))
+    monkeypatch.setenv("WORLDENV_NOTEBOOK_RUN", str(run_folder))
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     folder = {"metadata": {"path": str(path.parent)}}
