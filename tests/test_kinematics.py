@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import ExtraTreesRegressor
 
 from demos import Episode
 from fit import FitConfig, fit
 from kinematics import (
+    TREES,
     Kinematics,
+    answer,
     contact_dim,
     contact_features,
     episode_batches,
@@ -211,6 +214,21 @@ def test_a_checkpoint_brings_the_forest_along():
     now = state, motion_at_rest(state), torch.rand(4, CHUNK, ACTION_DIM)
     assert torch.equal(kinematics.next_state(*now), other.next_state(*now))
     assert not torch.equal(kinematics.next_state(*now), kinematics.smooth(*now))
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_the_forest_answers_as_scikit_learn_does(rows):
+    """To the last bit, by whatever number of threads it was grown."""
+    kinematics = Kinematics(CHUNK)
+    kinematics.remember(stuck_episodes(5))
+    asked = np.random.default_rng(rows).normal(size=(rows, contact_dim(METAWORLD)))
+    forest, asked = kinematics._grown(), asked.astype(np.float32)
+    alone = ExtraTreesRegressor(TREES, random_state=0)
+    grown_from = kinematics.moments[: int(kinematics.recorded)].numpy()
+    alone.fit(*np.split(grown_from, [contact_dim(METAWORLD)], axis=1))
+    answers = answer(forest, asked), forest.predict(asked), alone.predict(asked)
+    assert answers[0].shape == (rows, STATE_DIM)
+    assert all(np.array_equal(answers[0], other) for other in answers)
 
 
 @torch.no_grad()
