@@ -506,8 +506,8 @@ class Run:
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise BadRun(
-                f"{folder}: not a run folder (no config.json); "
-                f"make one with: python cli.py train --out {folder}"
+                f"{folder}: not a run folder (no config.json); make one with: "
+                f"python cli.py train --out {folder}, or unpack the example: make example"
             )
         return cls(Path(folder), config_from_json(path.read_bytes()))
 

@@ -51,7 +51,7 @@ from gauge import play_both
 from policy import Policy
 from pushes import push_report
 from reflector import false_stops, judge_episodes, recall, right_verdicts, stop_at
-from runs import Run
+from runs import BadRun, Run
 from tasks import Start
 from terminal import new_files
 from train import explored_first, held_out, sources
@@ -327,13 +327,19 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
 
     The files appear together when all went well; after a failure earlier ones are as they were.
     Where no pair disagrees there is no worst.gif. Raises BadRun (ValueError) for a missing or
-    damaged checkpoint, ValueError for more starts than the split holds.
+    damaged checkpoint and for a run without its episodes, ValueError for more starts than the split
+    holds.
     """
     config = run.config
     starts = test_starts(config.tasks, starts_per_task, split)
     names = ("sft", "dream_bc", "policy")
     policies = {n: run.policy(n) for n in names if n == "sft" or run.checkpoint(n).is_file()}
     begins = policies.get("dream_bc", policies["sft"])
+    if not any(run.episodes_folder.glob("episode_*")):
+        raise BadRun(
+            f"{run.folder}: has no episodes, as a run that was shipped; expected one that was "
+            "trained here; train one: python cli.py train --out ANOTHER_FOLDER"
+        )
     _, exploration, camera = sources(run)
     _, kept = held_out(exploration)
     slots = min(config.slots, len(starts))

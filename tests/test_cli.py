@@ -306,7 +306,8 @@ def test_no_run(here, command):
     (here / "other").mkdir()
     before = tree(here)
     for folder in ("missing", "other"):
-        assert_one_line(in_process(command, folder), folder, "not a run folder", "cli.py train")
+        words = folder, "not a run folder", "cli.py train", "make example"
+        assert_one_line(in_process(command, folder), *words)
     assert tree(here) == before
 
 

@@ -15,6 +15,7 @@ import game
 import report
 import runs
 import ship
+import trust
 
 ROOT = Path(ship.__file__).resolve().parent
 ARCHIVE, CARD = ROOT / "shipped" / "example.tar.xz", ROOT / "shipped" / "example.md"
@@ -70,7 +71,12 @@ def test_its_dream_is_far_nearer_to_reality_than_the_first_frame(run, task):
     assert np.isfinite(curves["dream"]).all()
 
 
-def test_it_reports_itself(run, tmp_path):
+def test_what_needs_its_episodes_says_so(run):
+    with pytest.raises(runs.BadRun, match="has no episodes, as a run that was shipped"):
+        trust.trust(run, 1, print)
+
+
+def test_it_reports_itself(run):
     """`report` works without episodes and films."""
     page = report.write_report(run)
     assert "## Real success" in page.read_text()
