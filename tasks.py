@@ -23,6 +23,7 @@ Axis legend used in every file of the project:
 
 from __future__ import annotations
 
+import atexit
 import copy
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -235,7 +236,15 @@ _ALL_RENDERERS: list = []
 def keep_renderer(renderer) -> None:
     """Never let a renderer be closed or collected before its process ends: under OSMesa all others
     of the process would return garbage, without a word."""
+    if not _ALL_RENDERERS:  # only now, since what is registered last comes first
+        atexit.register(_close_renderers)
     _ALL_RENDERERS.append(renderer)
+
+
+def _close_renderers() -> None:
+    """While MuJoCo and EGL are still whole: a renderer that is collected later complains."""
+    while _ALL_RENDERERS:
+        _ALL_RENDERERS.pop().close()
 
 
 def _touching_object(sim, object_geom: int) -> bool:

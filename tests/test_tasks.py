@@ -1,5 +1,9 @@
 """The real environment: its camera, its start states, its snapshots, its worker processes."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -480,3 +484,19 @@ def test_every_meta_world_task_has_three_wordings():
         assert len(set(wordings)) == 3
         assert all(set(text) <= set(INSTRUCTION_CHARACTERS) for text in wordings)
         assert all(0 < len(text) <= 100 for text in wordings)
+
+
+def test_renderers_are_closed_before_the_process_ends():
+    """In time: Python would collect them when parts of MuJoCo are gone, and say so at length."""
+    script = """
+import atexit, render, tasks
+render.choose_backend()
+envs = []  # what is registered first comes last
+atexit.register(lambda: print(*(env._renderer._mjr_context for env in envs)))
+envs += [tasks.RealEnv(task) for task in ("reach", "dial-turn")]
+for env in envs:
+    env.reset(seed=1)
+"""
+    command, folder = [sys.executable, "-c", script], Path(__file__).resolve().parent.parent
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
+    assert (ended.stdout, ended.stderr) == ("None None\n", "")
