@@ -54,7 +54,7 @@ test-minimum:
 	"$(MINIMUM_VENV)/bin/python" -m pip install $(PIP_TORCH_ARGS) \
 	    "$$(grep '^torch==' requirements-minimum.txt)"
 	"$(MINIMUM_VENV)/bin/python" -m pip install --quiet -r requirements-minimum.txt
-	"$(MINIMUM_VENV)/bin/python" -m pytest -m "not slow and not pinned" $(ARGS)
+	"$(MINIMUM_VENV)/bin/python" -m pytest -n 2 --dist loadfile -m "not slow and not pinned" $(ARGS)
 
 # Style and types need no renderer, only the packages.
 lint: $(STAMP)
