@@ -32,7 +32,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 train: setup
 	$(RUN) cli.py train --demos 5 $(ARGS)
 
-# docs/example.md says what it is.
+# shipped/example.md says what it is.
 example: setup
 	$(RUN) -m tarfile --filter data -e shipped/example.tar.xz runs
 	$(RUN) cli.py imagine runs/example $(ARGS)

@@ -39,10 +39,13 @@ CARD = """# {name}{ending}
 A finished run of World-Env, {megabytes:.1f} MB, to look at before one has been trained:
 
 ```
-make example                            unpack it into runs/{name}, and dream
-python cli.py imagine runs/{name}       a dream beside the real episode of the same actions
-python cli.py play runs/{name}          the same in the browser
+python -m tarfile --filter data -e {name}{ending} runs
+python cli.py imagine runs/{name}
+python cli.py play runs/{name}
 ```
+
+The first line unpacks it (`make example` does that with the project's own), the second shows a dream
+beside the real episode of the same actions, the third the same in the browser.
 
 - **What it is.** SFT, the post-trained policy, simulator and reflector, each trained in that run,
   from scratch, on episodes of Meta-World that it recorded itself. Nothing in it comes from a

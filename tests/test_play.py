@@ -4,7 +4,7 @@ The browser tests are slow and share one server, whose run has untrained network
 is the page. They need Chromium and Playwright (pip install playwright; its own browser is not
 needed). The README's picture is made here too, from a run that means something:
 
-    WORLDENV_PLAY_RUN=runs/default python -m pytest -m slow tests/test_play.py -k picture
+    WORLDENV_PLAY_RUN=runs/example python -m pytest -m slow tests/test_play.py -k picture
 """
 
 import io
@@ -334,12 +334,12 @@ def test_nothing_else_is_served_and_ctrl_c_ends_it(server, run):
 @pytest.mark.slow
 @pytest.mark.skipif("WORLDENV_PLAY_RUN" not in os.environ, reason="WORLDENV_PLAY_RUN names no run")
 def test_picture_for_the_readme(chromium):
-    """docs/play.png: SFT on the lever, whose ball the dream loses."""
+    """docs/play.png: SFT and the mug, which moves along in the dream only."""
     server = Server(Path(os.environ["WORLDENV_PLAY_RUN"]).absolute())
     try:
         size = {"width": 1180, "height": 850}
-        page = visit(chromium, f"{server.address}/?task=lever-pull&start=3&who=sft", viewport=size)
-        until(page, 14)
+        page = visit(chromium, f"{server.address}/?task=coffee-push&start=4&who=sft", viewport=size)
+        until(page, 18)
         page.keyboard.press("p")
         page.wait_for_timeout(2000)
         picture = ROOT / "docs" / "play.png"
