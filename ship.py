@@ -44,8 +44,8 @@ python cli.py imagine runs/{name}
 python cli.py play runs/{name}
 ```
 
-The first line unpacks it (`make example` does that with the project's own), the second shows a dream
-beside the real episode of the same actions, the third the same in the browser.
+The first line unpacks it (`make example` does that with the project's own), the second shows a
+dream beside the real episode of the same actions, the third the same in the browser.
 
 - **What it is.** SFT, the post-trained policy, simulator and reflector, each trained in that run,
   from scratch, on episodes of Meta-World that it recorded itself. Nothing in it comes from a
