@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from branches import branch_truth
+from camera import Camera
 from charts import BLUE, GREY, ORANGE
 from demos import Episode, play, write_atomically, write_film
 from dreams import dream_along
@@ -315,6 +316,17 @@ def reflector_chart(card: dict, path: Path) -> None:
 # ----------------------------------------------------------------------------------------- together
 
 
+def _explored(run: Run) -> tuple[list[Episode], Camera]:
+    """The exploration episodes of a run, and the camera that saw them."""
+    if not any(run.episodes_folder.glob("episode_*")):
+        raise BadRun(
+            f"{run.folder}: has no episodes, as a run that was shipped; expected one that was "
+            "trained here; train one: python cli.py train --out ANOTHER_FOLDER"
+        )
+    _, exploration, camera = sources(run)
+    return exploration, camera
+
+
 def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str = "dev") -> dict:
     """Measure all five on a run and write FILES into RUN/trust; `say` gets a line for each.
 
@@ -335,12 +347,7 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
     names = ("sft", "dream_bc", "policy")
     policies = {n: run.policy(n) for n in names if n == "sft" or run.checkpoint(n).is_file()}
     begins = policies.get("dream_bc", policies["sft"])
-    if not any(run.episodes_folder.glob("episode_*")):
-        raise BadRun(
-            f"{run.folder}: has no episodes, as a run that was shipped; expected one that was "
-            "trained here; train one: python cli.py train --out ANOTHER_FOLDER"
-        )
-    _, exploration, camera = sources(run)
+    exploration, camera = _explored(run)
     _, kept = held_out(exploration)
     slots = min(config.slots, len(starts))
     parts = run.simulator(camera), run.reflector()
