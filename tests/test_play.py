@@ -7,6 +7,7 @@ needed). The README's picture is made here too, from a run that means something:
     WORLDENV_PLAY_RUN=runs/example python -m pytest -m slow tests/test_play.py -k picture
 """
 
+import contextlib
 import io
 import os
 import shutil
@@ -126,8 +127,11 @@ class Server:
 
     def workers(self) -> int:
         """How many simulators run: a spawned process each (one more keeps track of them)."""
-        children = psutil.Process(self.process.pid).children()
-        return sum("spawn_main" in " ".join(child.cmdline()) for child in children)
+        count = 0
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.ZombieProcess):  # has just ended
+                count += "spawn_main" in " ".join(child.cmdline())
+        return count
 
     def stop(self) -> tuple[int, str]:
         self.process.send_signal(signal.SIGINT)
