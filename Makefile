@@ -24,6 +24,8 @@ TOOLS := $(VENV)/.notebook-tools
 SUPPLY := $(VENV)/.supply-tools
 RUN := "$(VENV)/bin/python"
 PIP := $(RUN) -m pip --disable-pip-version-check
+# Two processes share the files of tests, each on a core of its own (tests/conftest.py).
+PYTEST := -m pytest -n 2 --dist loadfile
 
 .PHONY: train example test test-all test-minimum lint setup notebooks notebook-tools clean-venv
 .PHONY: constraints licences audit
@@ -37,9 +39,8 @@ example: setup
 	$(RUN) -m tarfile --filter data -e shipped/example.tar.xz runs
 	$(RUN) cli.py imagine runs/example $(ARGS)
 
-# Two processes share the files of tests, each on a core of its own (tests/conftest.py).
 test: setup
-	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) $(PYTEST) $(ARGS)
 
 # `make test` leaves out the tests marked slow (pyproject.toml); here they run as well.
 test-all: setup
@@ -54,7 +55,7 @@ test-minimum:
 	"$(MINIMUM_VENV)/bin/python" -m pip install $(PIP_TORCH_ARGS) \
 	    "$$(grep '^torch==' requirements-minimum.txt)"
 	"$(MINIMUM_VENV)/bin/python" -m pip install --quiet -r requirements-minimum.txt
-	"$(MINIMUM_VENV)/bin/python" -m pytest -n 2 --dist loadfile -m "not slow and not pinned" $(ARGS)
+	"$(MINIMUM_VENV)/bin/python" $(PYTEST) -m "not slow and not pinned" $(ARGS)
 
 # Style and types need no renderer, only the packages.
 lint: $(STAMP)

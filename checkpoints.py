@@ -15,6 +15,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 import processes
@@ -40,15 +41,20 @@ def load_part(path: Path, part: nn.Module, description: dict) -> None:
     """Read weights into `part`; raises BadRun when the file is missing,
     damaged or of other settings."""
     check_settings(path, description)
-    try:
-        tensors, _ = read_tensors(path)
-    except ValueError as error:  # what the disk refuses is no damage, and is told as it is
-        raise _damaged(path, error) from error
+    tensors, _ = read_part(path)
     try:
         part.load_state_dict(tensors)
     except RuntimeError as error:
         raise BadRun(f"{path}: weights do not fit the model; {AGAIN}") from error
     part.eval()
+
+
+def read_part(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """(weights and buffers by name, description as text); BadRun where the file is damaged."""
+    try:
+        return read_tensors(path)
+    except ValueError as error:  # what the disk refuses is no damage, and is told as it is
+        raise _damaged(path, error) from error
 
 
 def read_settings(path: Path):

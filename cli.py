@@ -374,10 +374,10 @@ def ship_command(
 ) -> None:
     """Pack what `imagine` and `play` need of a finished run into one small archive."""
     from runs import Run
-    from ship import ship
+    from ship import ENDING, ship
 
-    if not out.name.endswith(".tar.xz"):
-        raise ValueError(f"--out: got {str(out)!r}; expected a file that ends in .tar.xz")
+    if not out.name.endswith(ENDING):
+        raise ValueError(f"--out: got {str(out)!r}; expected a file that ends in {ENDING}")
     run = Run.open(folder)
     check_output(out.parent, PICTURES_MB)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import AGAIN, BadRun, read_settings
+from checkpoints import BadRun, read_part, read_settings
 from demos import write_atomically
 from report import report_text, what_is_missing
-from resume import packed_tensors, read_tensors
+from resume import packed_tensors
 from runs import Run
 from studies import current_commit
 
@@ -86,10 +86,7 @@ def ship(run: Run, archive: Path) -> int:
     files = {name: (run.folder / name).read_bytes() for name in TEXTS}
     for name in PARTS:
         path = run.checkpoint(name)
-        try:
-            tensors, text = read_tensors(path)
-        except ValueError as error:
-            raise BadRun(f"{path}: damaged or truncated ({error}); {AGAIN}") from error
+        tensors, text = read_part(path)
         files[f"checkpoints/{path.name}"] = packed_tensors(rounded(tensors), text)
     name = archive.name.removesuffix(ENDING)
     data = packed({f"{name}/{path}": content for path, content in files.items()})

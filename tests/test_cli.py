@@ -20,7 +20,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 from scripted import random_episode
-from trees import tree
+from trees import tree, unpack
 from typer.testing import CliRunner
 
 import cli
@@ -695,8 +695,7 @@ def test_a_shipped_run_dreams_as_its_run_does(debug_run, here):
     assert result.stdout.split() == [
         "sent/small.tar.xz:", f"{archive.stat().st_size / 1e6:.2f}", "MB"
     ]  # fmt: skip
-    unpack = [sys.executable, "-m", "tarfile", "--filter", "data", "-e", str(archive), "."]
-    subprocess.run(unpack, check=True, cwd=here)
+    unpack(archive, here)
     kept = {name for name, content in tree(here / "small").items() if content != "folder"}
     assert kept == {*ship.TEXTS, *(f"checkpoints/{name}.safetensors" for name in ship.PARTS)}
     dreams, curves, chunks = [], [], []

@@ -125,13 +125,13 @@ class Server:
                 time.sleep(0.2)
         raise TimeoutError("no page after two minutes")
 
-    def workers(self) -> int:
-        """How many simulators run: a spawned process each (one more keeps track of them)."""
-        count = 0
+    def workers(self) -> list[psutil.Process]:
+        """The simulators: a spawned process each (one more keeps track of them)."""
+        found = []
         for child in psutil.Process(self.process.pid).children():
             with contextlib.suppress(psutil.ZombieProcess):  # has just ended
-                count += "spawn_main" in " ".join(child.cmdline())
-        return count
+                found += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+        return found
 
     def stop(self) -> tuple[int, str]:
         self.process.send_signal(signal.SIGINT)
@@ -276,9 +276,8 @@ def test_a_visitor_plays(chromium, server):
 def test_a_simulator_that_breaks_off(chromium, server):
     """Its visitor is told so; a new page has a new one."""
     page = visit(chromium, server.address)
-    for child in psutil.Process(server.process.pid).children():
-        if "spawn_main" in " ".join(child.cmdline()):
-            child.kill()
+    for worker in server.workers():
+        worker.kill()
     page.keyboard.press("ArrowLeft")
     page.get_by_text("broke off; reload").wait_for()
     page.reload()
@@ -304,14 +303,14 @@ def test_visitors_do_not_mix(chromium, server):
     others = [visit(chromium, server.address) for _ in range(play.VISITORS - 2)]
     fifth = visit(chromium, server.address, wait=False)
     fifth.get_by_text("playing already").wait_for()
-    assert server.workers() == play.VISITORS
+    assert len(server.workers()) == play.VISITORS
     for page in (first, second, *others, fifth):
         page.context.close()
     for _ in range(300):
-        if server.workers() == 0:
+        if not server.workers():
             break
         time.sleep(0.2)
-    assert server.workers() == 0
+    assert not server.workers()
     visit(chromium, server.address).context.close()
 
 

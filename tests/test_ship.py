@@ -1,13 +1,12 @@
 """The run that comes with the project, shipped/example.tar.xz: small, whole, and no smear."""
 
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from trees import unpack
 
 import demos
 import evaluate
@@ -25,8 +24,7 @@ ARCHIVE, CARD = ROOT / "shipped" / "example.tar.xz", ROOT / "shipped" / "example
 def run(tmp_path_factory) -> runs.Run:
     """Unpacked as `make example` does it."""
     folder = tmp_path_factory.mktemp("shipped")
-    unpack = [sys.executable, "-m", "tarfile", "--filter", "data", "-e", str(ARCHIVE), "."]
-    subprocess.run(unpack, check=True, cwd=folder)
+    unpack(ARCHIVE, folder)
     return runs.Run.open(folder / "example")
 
 

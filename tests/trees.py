@@ -1,6 +1,8 @@
 """What the tests say of folders."""
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 
@@ -12,3 +14,9 @@ def tree(folder: Path) -> dict[str, str]:
         else "folder"
         for path in sorted(folder.rglob("*"))
     }
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a shipped run there, as `make example` does it."""
+    command = [sys.executable, "-m", "tarfile", "--filter", "data", "-e", str(archive), "."]
+    subprocess.run(command, check=True, cwd=folder)
