@@ -16,8 +16,8 @@ yes or no, reflector trained or not:
 
     dream_no_extra_data, dream_untrained_reflector, dream_neither
 
-Each is measured on the same test starts under the three terminations; imitation is stopped by the
-reflector of "dream", and LOOP in the real simulator, which trains none, has two terminations.
+Each is measured on the same test starts under the three terminations; imitation and LOOP in the
+real simulator, which train no reflector, are stopped by that of "dream".
 
 Every method is a run folder (more_sft: two files) below OUT/seed<S>/: what is finished is not done
 again.
@@ -173,6 +173,8 @@ def _share(base: Run, folder: Path, config: RunConfig, shared: tuple[str, ...]) 
     files = [
         base.checkpoint(name) for name in ("sft", "filtered_bc", "simulator") if name in shared
     ]
+    if config.rl_env == "real":  # lent: it stops the policy in the evaluation
+        files.append(base.checkpoint("reflector"))
     files += sorted(base.episodes_folder.glob("episode_*.safetensors"))[:count]
     files += [base.episodes_folder / "dataset.json"]
     files += [base.folder / "pictures" / "demonstrations.png"]

@@ -570,7 +570,7 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
     config = run.config
     env, starts = real.open(), test_starts(config.tasks, config.test_starts)
     results, names = {}, [name for name in IMITATION if name in run.stages]
-    reflector = run.reflector() if "reflector" in run.stages else None
+    reflector = run.reflector() if run.checkpoint("reflector").is_file() else None
     # LOOP may have kept what it began with: the same policy is not played twice.
     if not same_parts(run.checkpoint(names[-1]), run.checkpoint("policy")):
         names.append("policy")

@@ -347,6 +347,8 @@ def test_share_copies_exactly_the_shared_stages(tmp_path, method):
     expected |= {f"episodes/episode_{i:05d}.safetensors" for i in range(episodes)}
     if "filtered_bc" in shared:
         expected |= {"checkpoints/filtered_bc.safetensors"}
+    if settings.rl_env == "real":  # trains none, and is stopped by the dream's in the evaluation
+        expected |= {"checkpoints/reflector.safetensors"}
     if "simulator" in shared:
         expected |= {"checkpoints/simulator.safetensors", "pictures/dream_reach.gif"}
     assert contents(tmp_path / method) == expected
