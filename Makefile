@@ -103,7 +103,8 @@ clean-venv:
 # accelerate finds it installed and does not fetch another build; and without constraints.txt, since
 # the index of the CPU build has few versions of what torch needs: the next line puts them right.
 # An old pip (the 22 and 23 that come with Python 3.10) loses its way in the pins below, so pip
-# itself is renewed before.
+# itself is renewed before. pip would compile the packages to bytecode one after the other; that is
+# done at the end instead, on all cores (files for other Pythons, which some bring, do not compile).
 $(STAMP): requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
 	    echo "World-Env needs Python 3.10 to 3.13; try: make setup PYTHON=python3.11"; exit 1; }
@@ -117,8 +118,9 @@ $(STAMP): requirements.txt constraints.txt
 	    fi; }
 	test -x $(RUN) || $(PYTHON) -m venv "$(VENV)"
 	$(PIP) install --quiet --upgrade pip -c constraints.txt
-	$(PIP) install $(PIP_TORCH_ARGS) "$$(grep '^torch==' requirements.txt)"
-	$(PIP) install --quiet -r requirements.txt -c constraints.txt
+	$(PIP) install --no-compile $(PIP_TORCH_ARGS) "$$(grep '^torch==' requirements.txt)"
+	$(PIP) install --quiet --no-compile -r requirements.txt -c constraints.txt
+	@$(RUN) -m compileall -qq -j 0 "$(VENV)/lib" || true
 	@touch "$@"
 
 $(TOOLS): requirements-notebooks.txt $(STAMP)

@@ -6,21 +6,23 @@ From the same demonstrations and the same SFT policy, for every seed:
     filtered_bc         it goes on with successful exploration episodes
     dream_bc            and does the same on dreams of them: where LOOP in the dream begins
     more_sft            it goes on for as long without them
+    filtered_bc_equal_budget
+                        filtered BC whose exploration has what calibration and gauge cost as well
     real_equal_budget   LOOP in the real simulator, with no more real episodes than the dream cost
     real_equal_rollouts LOOP in the real simulator, with as many rollouts as in the dream
     dream               the method
-    rounds              two rounds, with the same number of exploration episodes in all
+    rounds              two rounds, with no more real episodes in all than one may cost
 
-and the paper's ablation of the dream, extra data (exploration episodes for simulator and reflector)
-yes or no, reflector trained or not:
+and the paper's ablation of the dream, extra data (exploration episodes for simulator and reflector;
+the policy imitates them either way) yes or no, reflector trained or not:
 
     dream_no_extra_data, dream_untrained_reflector, dream_neither
 
 Each is measured on the same test starts under the three terminations; imitation and LOOP in the
 real simulator, which train no reflector, are stopped by that of "dream".
 
-Every method is a run folder (more_sft: two files) below OUT/seed<S>/: what is finished is not done
-again.
+Every method is a run folder (imitation of the same length also a file with its results) below
+OUT/seed<S>/: what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ from evaluate import (
     test_starts,
 )
 from fit import fit
-from policy import imitation_batches
+from policy import Policy, imitation_batches
 from resume import only_training
 from runs import Run, RunConfig
 from studies import current_commit
@@ -65,11 +67,11 @@ RUNS = {  # method -> the stages that it shares with the run "dream"
     "real_equal_budget": ("demos", "sft"),
     "real_equal_rollouts": ("demos", "sft"),
     "rounds": ("demos", "sft"),
-    "dream_no_extra_data": ("demos", "sft", "explore"),
+    "dream_no_extra_data": ("demos", "sft", "explore", "filtered_bc"),
     "dream_untrained_reflector": ("demos", "sft", "explore", "filtered_bc", "simulator"),
-    "dream_neither": ("demos", "sft", "explore"),
+    "dream_neither": ("demos", "sft", "explore", "filtered_bc"),
 }
-METHODS = (*ON_THE_WAY, "more_sft", *RUNS)
+METHODS = (*ON_THE_WAY, "more_sft", "filtered_bc_equal_budget", *RUNS)
 REAL_GROUPS = 2  # groups a task in an iteration of real_equal_budget: few, yet several iterations
 
 
@@ -93,6 +95,8 @@ def compare(
                 entry = {"results": results, "ledger": _spent(base, ON_THE_WAY[method])}
             elif method == "more_sft":
                 entry = _more_sft(base, say, progress)
+            elif method == "filtered_bc_equal_budget":
+                entry = _filtered_bc_equal_budget(base, say, progress)
             else:
                 run = base
                 if method != "dream":
@@ -118,8 +122,12 @@ def variant(config: RunConfig, method: str, base: Run) -> RunConfig:
         same: dict[str, Any] = {"groups": config.loop.groups, "rollouts": config.loop.rollouts}
         loop = replace(loop, iterations=len(base.stages["rl"]["history"]), **same)
         return replace(config, rl_env="real", real_loop=loop)
-    if method == "rounds":
-        return replace(config, rounds=2, exploration=config.exploration - config.round_exploration)
+    if method == "rounds":  # the second calibrates and looks as often as the first
+        looks = 1 + config.loop.iterations // config.probe_every
+        again = config.round_exploration + (1 + looks) * config.probes
+        return replace(config, rounds=2, exploration=max(1, config.exploration - again))
+    if method == "filtered_bc_equal_budget":
+        return replace(config, exploration=real_budget(base) // len(config.tasks))
     untrained = replace(config.reflector_fit, steps=1, learning_rate=1e-9)
     return {
         "dream": config,
@@ -130,10 +138,8 @@ def variant(config: RunConfig, method: str, base: Run) -> RunConfig:
 
 
 def training_ledger(run: Run) -> dict[str, int]:
-    """What the training of a finished run has spent. Evaluation is not training, and neither is
-    exploration that only measures simulator and reflector (no extra data)."""
-    idle = {"evaluate"} if run.config.extra_data else {"evaluate", "explore"}
-    return _spent(run, [name for name in run.stages if name not in idle])
+    """What the training of a run has spent; evaluation is not training."""
+    return _spent(run, [name for name in run.stages if name != "evaluate"])
 
 
 def _spent(run: Run, names: Iterable[str]) -> dict[str, int]:
@@ -152,12 +158,12 @@ def _real_episodes(ledger: dict[str, int]) -> int:
     return sum(ledger.get(kind, 0) for kind in REAL_EPISODES)
 
 
-def _run(folder: Path, config: RunConfig, say, progress) -> Run:
-    """A method that is a whole run: the stages that are not finished."""
+def _run(folder: Path, config: RunConfig, say, progress, until: str | None = None) -> Run:
+    """A method that is a run, or its first stages: those that are not finished."""
     run = Run.create(folder, config)
     say(f"{folder.parent.name}, {folder.name}")
     with only_training(folder):
-        stages.train(run, lambda text: say(f"  {text}"), progress)
+        stages.train(run, lambda text: say(f"  {text}"), progress, until)
     return run
 
 
@@ -206,15 +212,33 @@ def _more_sft(base: Run, say, progress) -> dict:
     sample = imitation_batches(demonstrations, settings.batch, config.seed + 500)
     fit(policy, sample, settings, lambda s, loss, m: progress("sft", s, settings.steps, m))
     save_part(path.with_suffix(".safetensors"), policy, asdict(config.policy))
-    own = round(cpu_seconds() - used)
+    ledger = _spent(base, ("demos", "sft"))
+    ledger["cpu_seconds"] += round(cpu_seconds() - used)
+    return _judged(base, policy, ledger, path, say)
+
+
+def _filtered_bc_equal_budget(base: Run, say, progress) -> dict:
+    """Filtered BC of more exploration episodes: together as many real ones as "dream" has cost."""
+    folder = base.folder.parent / "filtered_bc_equal_budget"
+    path = folder.with_suffix(".json")
+    if path.exists():
+        return json.loads(path.read_text())
+    settings = variant(base.config, folder.name, base)
+    _share(base, folder, settings, ("demos", "sft"))
+    run = _run(folder, settings, say, progress, until="filtered_bc")
+    return _judged(base, run.policy("filtered_bc"), training_ledger(run), path, say)
+
+
+def _judged(base: Run, policy: Policy, ledger: dict, path: Path, say) -> dict:
+    """The entry of a policy that is no run's own, stopped by the reflector of "dream"; to `path`,
+    last: with that the method is finished."""
+    config = base.config
     with stages.RealWorkers(config) as real:
         starts = test_starts(config.tasks, config.test_starts)
         results = evaluate_all(policy, real.open(), starts, base.reflector())
-    ledger = _spent(base, ("demos", "sft"))
-    ledger["cpu_seconds"] += own
-    entry = {"results": results, "ledger": ledger, "episodes": len(demonstrations)}
-    _write_json(path, entry)  # last: with it the method is finished
-    say(f"  real success {results['oracle']['mean']:.3f} after {len(demonstrations)} episodes")
+    entry = {"results": results, "ledger": ledger}
+    _write_json(path, entry)
+    say(f"  real success {results['oracle']['mean']:.3f}")
     return entry
 
 
@@ -228,14 +252,19 @@ def _write_json(path: Path, content) -> None:
 def table(records: list[dict]) -> list[dict]:
     """A row per method: success under each termination and its difference to filtered BC of the
     same seed, each as {"mean", "low", "high", "n"} over seeds (Student's 95 % interval, None with
-    one seed; None in all where nothing was measured), and the mean of the real episodes that
-    training has cost."""
+    one seed; None in all where nothing was measured), and means of what training has cost:
+    "real_episodes" beyond the demonstrations, "imagined_frames" and "cpu_hours"."""
     filtered = {r["seed"]: r["results"] for r in records if r["method"] == "filtered_bc"}
     rows = []
     for method in dict.fromkeys(r["method"] for r in records):
         mine = [r for r in records if r["method"] == method]
-        cost = float(np.mean([_real_episodes(r["ledger"]) for r in mine]))
-        row: dict = {"method": method, "real_episodes": cost}
+        row: dict = {"method": method}
+        row["real_episodes"] = float(np.mean([_real_episodes(r["ledger"]) for r in mine]))
+        for name, kind, per in (
+            ("imagined_frames", "imagined_frames", 1),
+            ("cpu_hours", "cpu_seconds", 3600),
+        ):
+            row[name] = float(np.mean([r["ledger"].get(kind, 0) / per for r in mine]))
         for termination in TERMINATIONS:
             results = [r["results"] for r in mine if termination in r["results"]]
             row[termination] = _interval([result[termination]["mean"] for result in results])
@@ -269,14 +298,16 @@ def markdown(rows: list[dict]) -> str:
         return f"{text} ({low} to {high}, n = {entry['n']})"
 
     lines = [
-        "| method | real episodes beyond the demonstrations | stop: oracle | stop: reflector "
-        "| no stop | minus filtered BC, oracle |",
-        "|---|---|---|---|---|---|",
+        "| method | real episodes beyond the demonstrations | imagined frames | processor hours "
+        "| stop: oracle | stop: reflector | no stop | minus filtered BC, oracle |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [cell(row[termination]) for termination in TERMINATIONS]
         cells += [cell(row["against_filtered_bc"], "+")]
-        lines.append(f"| {row['method']} | {row['real_episodes']:.0f} | {' | '.join(cells)} |")
+        cost = [f"{row['real_episodes']:.0f}", f"{row['imagined_frames']:,.0f}"]
+        cost += [f"{row['cpu_hours']:.1f}"]
+        lines.append(f"| {' | '.join([row['method'], *cost, *cells])} |")
     return "\n".join(lines) + "\n"
 
 

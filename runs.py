@@ -59,7 +59,7 @@ class RunConfig:
     slots: int = 256  # environments played side by side in RL (real or imagined)
     exploration: int = 200  # exploration episodes per task; real, counted in the ledger
     exploration_noise: float = 1.5  # times the policy's Laplace scale
-    extra_data: bool = True  # simulator and reflector learn from exploration too [paper's ablation]
+    extra_data: bool = True  # simulator and reflector learn from exploration [paper's ablation]
     checkpoint_every: int = 100  # steps of a fit between two states to resume from; LOOP: each one
     rounds: int = 1  # how often explore ... rl are done; again with the post-trained policy
     round_exploration: int = 20  # exploration episodes per task of a round after the first

@@ -136,13 +136,11 @@ def train(
 
 def stages_of(config: RunConfig) -> tuple[str, ...]:
     """The stages of a run, in order. RL in the real simulator (the baseline) needs no exploration,
-    simulator or reflector; without extra data nothing is imitated but demonstrations; rounds from
-    the second on repeat those of ROUND: explore_2, ..."""
+    simulator or reflector; rounds from the second on repeat those of ROUND: explore_2, ..."""
     if config.rl_env == "real":
         return ("demos", "sft", "rl", "evaluate")
     more = [f"{name}_{number}" for number in range(2, config.rounds + 1) for name in ROUND]
-    names = (*STAGES[:-1], *more, STAGES[-1])
-    return tuple(n for n in names if config.extra_data or round_of(n)[0] not in IMITATION[1:])
+    return (*STAGES[:-1], *more, STAGES[-1])
 
 
 def round_of(name: str) -> tuple[str, int]:
@@ -216,8 +214,6 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
     """
     config = run.config
     policy = run.policy("sft" if number == 1 else "policy")
-    improves = number == 1 and config.extra_data
-    demonstrations = sources(run)[0] if improves else []
     earlier = len(config.tasks) * config.demos + sum(
         stage["ledger"]["exploration_episodes"]
         for name, stage in run.stages.items()
@@ -233,9 +229,9 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
         return _explored(real.open(), player, starts, config.exploration_noise, generator)
 
     episodes = explored(policy, begin, first)
-    if improves:
+    if number == 1:
         good = [e for e in episodes if e.succeeded]
-        policy = _explorer(run, policy, demonstrations + good, progress)
+        policy = _explorer(run, policy, sources(run)[0] + good, progress)
     episodes += explored(policy, begin + first, count - first)
     if processes.is_main():
         # More than that was left by a run that was killed inside this stage.
@@ -466,8 +462,8 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
 
 
 def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
-    """LOOP from the imitation of the same round (without extra data from SFT, in later rounds from
-    the post-trained policy), in the dream or in reality; leaves the checkpoint "policy"."""
+    """LOOP from dream BC of the same round, in the dream, or from SFT, in reality; leaves the
+    checkpoint "policy"."""
     config = run.config
     policy = run.policy(_loop_begins_with(run, number))
     gauge, also = None, {"real": real}
@@ -477,7 +473,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     else:
         demonstrations, exploration, camera = sources(run)
         parts = run.simulator(camera), run.reflector()
-        known = start_frames(demonstrations + (exploration if config.extra_data else []))
+        known = start_frames(demonstrations + exploration)
         seed = config.seed + 1000 * processes.rank()  # noise of their own, should frames be drawn
         env = WorldEnv(*parts, known, config.slots // processes.world(), config.env, seed)
         if config.probes:
@@ -530,12 +526,8 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
 
 
 def _loop_begins_with(run: Run, number: int) -> str:
-    """The policy's name: dream BC of the round; without extra data SFT, in later rounds the
-    post-trained one."""
-    begin = _named(IMITATION[-1], number)
-    if begin in run.stages:
-        return begin
-    return "sft" if number == 1 else "policy"
+    """The policy's name: dream BC of the round; in the real simulator SFT."""
+    return "sft" if run.config.rl_env == "real" else _named(IMITATION[-1], number)
 
 
 def _gauge(
