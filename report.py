@@ -248,6 +248,7 @@ RL_METRICS = {
     "success": "share of rollouts that were stopped as a success; should rise",
     "mean_policy_success": "the same for the mean policy, without noise",
     "groups_with_spread": "share of groups that teach anything; below 0.05 there is no signal",
+    "mixed": "share of groups with both outcomes; below 0.05 there is hardly any signal",
     "first_ratio": "ratio before the first update; must be 1",
     "clip_fraction": "share of ratios outside 1 +- eps; above 0.5 the steps are too large",
     "kl": "approximate KL to the policy that drew the rollouts",
