@@ -528,7 +528,7 @@ ALWAYS = "eta is too low in dreams, the dream says yes to everything, or nothing
 def no_signal(metrics: dict[str, float]) -> str | None:
     """One plain sentence, cause and remedy, when an iteration could teach nothing or hardly
     anything, else None. metrics: of `update`; those of earlier versions have no "mixed"."""
-    mixed, stopped = metrics.get("mixed", 1.0), metrics["success"] >= 0.5
+    mixed, stopped = metrics.get("mixed", 1.0), metrics.get("success", 0.0) >= 0.5
     if metrics["groups_with_spread"] < 0.05:
         return (
             f"no signal: in {1 - metrics['groups_with_spread']:.0%} of groups all rollouts "
