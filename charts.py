@@ -156,6 +156,26 @@ def success_chart(results: dict, termination: str, tasks: tuple[str, ...]) -> by
     return png(figure)
 
 
+def following_chart(following: dict) -> bytes:
+    """A PNG: a bar for all dreams and for each variant of the actions, with Wilson's 95 %
+    intervals, and the line of chance. following: of trust.action_following."""
+    from matplotlib.figure import Figure
+
+    shares = {"all": following["action_following"], **following["variants"]}
+    rates, low, high = np.array([[s["share"], s["low"], s["high"]] for s in shares.values()]).T
+    ends = np.maximum(0, [rates - low, high - rates])  # 0 up to rounding at the ends
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    colours = [GREY] + [BLUE] * (len(shares) - 1)
+    axes.bar(list(shares), rates, yerr=ends, color=colours, ecolor="black", capsize=3)
+    axes.axhline(following["chance"], color=ORANGE, linestyle="--", label="by chance")
+    axes.set(ylabel="share of dreams that end where\ntheir own actions lead", ylim=(0, 1.03))
+    axes.grid(axis="y", color="#DDDDDD")
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", fontsize=9)
+    return png(figure)
+
+
 def png(figure) -> bytes:
     """A matplotlib figure as the bytes of a PNG."""
     buffer = io.BytesIO()

@@ -473,7 +473,11 @@ def update(
         rows = rows[torch.randperm(len(rows), generator=generator)[: config.decisions]]
     spread = float((np.ptp(rollouts.returns, axis=1) > 1e-6).mean())
     metrics = {"groups_with_spread": spread, "return": float(rollouts.returns.mean())}
+    # mixed = mean over groups of (0 < successes < N). Returns differ a little wherever rollouts
+    # stop, so there is spread where all of a group succeed; but what works it does not say.
+    mixed = float((rollouts.success.any(1) & ~rollouts.success.all(1)).mean())
     metrics |= {
+        "mixed": mixed,
         "success": float(rollouts.success.mean()),
         "mean_policy_success": rollouts.mean_success,
     }
@@ -516,14 +520,31 @@ def update(
     return metrics
 
 
+# Why outcomes are not mixed: where rollouts are hardly ever stopped, or nearly always.
+NEVER = "eta is too high in dreams, or the policy never succeeds"
+ALWAYS = "eta is too low in dreams, the dream says yes to everything, or nothing is left to learn"
+
+
 def no_signal(metrics: dict[str, float]) -> str | None:
-    """One plain sentence when an iteration could teach nothing, else None."""
+    """One plain sentence, cause and remedy, when an iteration could teach nothing or hardly
+    anything, else None. metrics: of `update`; those of earlier versions have no "mixed"."""
+    mixed, stopped = metrics.get("mixed", 1.0), metrics.get("success", 0.0) >= 0.5
     if metrics["groups_with_spread"] < 0.05:
-        what = "succeed" if metrics["success"] > 0.5 else "fail"
         return (
-            f"no signal: in {1 - metrics['groups_with_spread']:.0%} of groups all rollouts {what} "
-            "alike, so every advantage is 0; use starts of mixed outcome, "
-            "more noise, or a policy that succeeds at times"
+            f"no signal: in {1 - metrics['groups_with_spread']:.0%} of groups all rollouts "
+            f"{'succeed' if stopped else 'fail'} alike, so every advantage is 0; use starts of "
+            "mixed outcome, more noise, or a policy that succeeds at times "
+            f"({ALWAYS if stopped else NEVER})"
+        )
+    if mixed < 0.05 and stopped:
+        return (
+            f"always stopped: outcomes are mixed in {mixed:.0%} of groups only; {ALWAYS}; explore "
+            "more, so that the reflector sees failures; `python cli.py trust RUN` shows which"
+        )
+    if mixed < 0.05:
+        return (
+            f"never stopped: outcomes are mixed in {mixed:.0%} of groups only; {NEVER}; explore "
+            "more, so that the reflector sees successes and the policy imitates them"
         )
     if metrics.get("clip_fraction", 0.0) > 0.5:
         return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -29,9 +30,10 @@ from evaluate import (
     versions,
     with_interval,
 )
-from gauge import shares
+from gauge import kept, shares
 from novelty import trusted
 from page import html_page, plain
+from ppo import no_signal
 from reflector import judge_episodes, stop_at
 from runs import BadRun, Run, RunConfig
 from train import round_of, stages_of
@@ -248,6 +250,7 @@ RL_METRICS = {
     "success": "share of rollouts that were stopped as a success; should rise",
     "mean_policy_success": "the same for the mean policy, without noise",
     "groups_with_spread": "share of groups that teach anything; below 0.05 there is no signal",
+    "mixed": "share of groups with both outcomes; below 0.05 there is hardly any signal",
     "first_ratio": "ratio before the first update; must be 1",
     "clip_fraction": "share of ratios outside 1 +- eps; above 0.5 the steps are too large",
     "kl": "approximate KL to the policy that drew the rollouts",
@@ -267,7 +270,32 @@ def _rl(run: Run) -> list[str]:
     lines = ["## Reinforcement learning", ""]
     lines += [*table(["metric", "first", "last", "meaning"], rows), ""]
     lines += [f"{len(history)} iterations.", ""]
+    warnings = [f"- {plain(words)}." for words in warnings_words(warnings_of(history))]
+    lines += [*warnings, ""] if warnings else []
     return lines + ["![RL metrics over iterations](pictures/rl.png)"]
+
+
+def warnings_of(history: list[dict]) -> dict:
+    """What `ppo.no_signal` says of the stored iterations of LOOP: "iterations", how many there are;
+    "warned", how many had a warning; "warnings": [{"iterations": their numbers, from 1,
+    "sentence"}]. Of sentences that differ in their figures alone the first stands for all."""
+    said: dict[str, dict] = {}
+    for number, metrics in enumerate(history, 1):
+        if sentence := no_signal({name: x for name, x in metrics.items() if known(x)}):
+            kind = re.sub(r"\d+", "", sentence)
+            row = said.setdefault(kind, {"iterations": [], "sentence": sentence})
+            row["iterations"].append(number)
+    warned = sum(len(row["iterations"]) for row in said.values())
+    return {"iterations": len(history), "warned": warned, "warnings": list(said.values())}
+
+
+def warnings_words(found: dict) -> list[str]:
+    """A line for each sentence that `warnings_of` found."""
+    return [
+        f"in {len(row['iterations'])} of {found['iterations']} iterations (first in "
+        f"{row['iterations'][0]}): {row['sentence']}"
+        for row in found["warnings"]
+    ]
 
 
 def _learning(run: Run) -> list[str]:
@@ -284,19 +312,48 @@ def _learning(run: Run) -> list[str]:
     return lines + ["![Success over the iterations of LOOP](pictures/learning.png)"]
 
 
-def _gauge(run: Run) -> list[str]:
+def gauge_report(run: Run) -> dict | None:
+    """What the gauge saw in the last round of LOOP; None where it never looked: LOOP had no probes,
+    ran in the real simulator, or has not run.
+
+    "starts": how many each look played; "looks": [{"iteration", "imagined", where real episodes
+    were played "real", "agreement", "hallucinated", "missed", and "novel" (not in runs of earlier
+    versions)}], shares in [0, 1]; "kept": after which iteration the run kept the policy;
+    "real_keeps", "novelty_keeps": after which either stop rule would have, None where its signal
+    was not recorded.
+    """
     stage = _last(run, "rl")
     probes = stage.get("probes")
-    if not probes or "novel" not in probes[0]:  # no gauge, or a run of an earlier version
-        return []
-    real = "real" in probes[0]  # the stop rule "novelty" plays no real episodes
-    header = ["iterations", "novel decisions", "imagined success"]
-    header += ["real success", "agreement", "hallucinated", "missed"] if real else []
-    rows = []
+    if not probes:
+        return None
+    real, novel = ("real" in probes[0]), ("novel" in probes[0])
+    looks = []
     for probe in probes:
         rates = shares(probe) if real else {"imagined": float(np.mean(probe["imagined"]))}
-        rates = {"novel": float(np.mean(probe["novel"])), **rates}
-        rows.append([str(probe["iteration"]), *(f"{share:.0%}" for share in rates.values())])
+        rates |= {"novel": float(np.mean(probe["novel"]))} if novel else {}
+        looks.append({"iteration": probe["iteration"], **rates})
+    return {
+        "starts": len(probes[0]["imagined"]),
+        "looks": looks,
+        "kept": stage["kept"],
+        "real_keeps": probes[kept(probes)]["iteration"] if real else None,
+        "novelty_keeps": probes[trusted(probes)]["iteration"] if novel else None,
+    }
+
+
+def _gauge(run: Run) -> list[str]:
+    found = gauge_report(run)
+    if found is None or found["novelty_keeps"] is None:  # no gauge, or a run of an earlier version
+        return []
+    real = found["real_keeps"] is not None  # the stop rule "novelty" plays no real episodes
+    names = ["novel", "imagined"]
+    names += ["real", "agreement", "hallucinated", "missed"] if real else []
+    labels = {"novel": "novel decisions", "imagined": "imagined success", "real": "real success"}
+    header = ["iterations", *(labels.get(name, name) for name in names)]
+    rows = [
+        [str(look["iteration"]), *(f"{look[name]:.0%}" for name in names)]
+        for look in found["looks"]
+    ]
     lines = ["## Does the dream tell the truth?", "", *table(header, rows), ""]
     lines += [
         "Novel: the dreamt hand is farther from every recorded one than 95 % of held-out real ones "
@@ -304,18 +361,18 @@ def _gauge(run: Run) -> list[str]:
     ]
     if real:
         lines += [
-            f"The mean policy from the same {len(probes[0]['real'])} real starts in the dream and "
-            "in reality; hallucinated: success in the dream only; missed: in reality only. By "
-            "novelty alone, without real episodes, the policy after "
-            f"{probes[trusted(probes)]['iteration']} iterations would have been kept."
+            f"The mean policy from the same {found['starts']} real starts in the dream and in "
+            "reality; hallucinated: success in the dream only; missed: in reality only. By novelty "
+            f"alone, without real episodes, the policy after {found['novelty_keeps']} iterations "
+            "would have been kept."
         ]
-    lines += [f"The policy after {stage['kept']} iterations was kept."]
-    if stage.get("warning"):
-        lines += ["", f"**Warning: {stage['warning']}.**"]
-    found = kept_agreement(run)
+    lines += [f"The policy after {found['kept']} iterations was kept."]
+    if warning := _last(run, "rl").get("warning"):
+        lines += ["", f"**Warning: {warning}.**"]
+    agreed = kept_agreement(run)
     where = "the test starts" if final_agreement(run) else "the gauge's starts"
     title = f"The kept policy, from {where}"
-    return lines + (["", *_agreement(title, found)] if found else [])
+    return lines + (["", *_agreement(title, agreed)] if agreed else [])
 
 
 def final_agreement(run: Run) -> dict | None:
@@ -377,7 +434,10 @@ def _trust(run: Run) -> list[str]:
         raise BadRun(
             f"{path}: not readable ({error!r}); make it again: python cli.py trust {run.folder}"
         ) from error
-    for name, alt in (("agreement", "Agreement per task"), ("reflector", "Reflector card")):
+    # Not gauge.png: it is the learning curve above.
+    charts = {"agreement": "Agreement per task", "reflector": "Reflector card"}
+    charts["counterfactual"] = "Dreams that follow their actions"
+    for name, alt in charts.items():
         if (path.parent / f"{name}.png").is_file():
             lines += ["", f"![{alt}](trust/{name}.png)"]
     return lines

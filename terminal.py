@@ -299,6 +299,7 @@ def rl_line(step: int, steps: int, metrics: dict) -> str:
         "return": "return {:.3f}",
         "success": "success {:.2f}",
         "groups_with_spread": "spread in {:.0%} of groups",
+        "mixed": "mixed in {:.0%}",
         "first_ratio": "first ratio {:.3f}",
         "clip_fraction": "clipped {:.0%}",
         "kl": "KL {:.4f}",

@@ -1,5 +1,5 @@
-"""How often does the world model lie? Five instruments, four of them on real episodes
-that nothing was trained on.
+"""How often does the world model lie? Eight instruments. The first four play real episodes that
+nothing was trained on, the fifth dreams, the others read what the run has stored.
 
 Paper's section: "The loop" lets simulator and reflector stand in for reality; here both are held
 against it.
@@ -12,6 +12,12 @@ against it.
                       reality does? That ranking is all that LOOP learns from (branches.py)
     5 pushes          the exploration episodes' own noise: does it do in the dream what it did in
                       reality? The direction in which LOOP would move the policy (pushes.py)
+    6 gauge           while LOOP ran, did the dream's promises come true? Which policy does either
+                      stop rule keep, and would the dream have chosen the best (gauge.py)
+    7 signal          in how many iterations could LOOP learn hardly anything, and why
+                      (ppo.no_signal)
+    8 ledger          what the run has spent, and what `trust` itself played: real episodes and
+                      imagined frames
 
                        reality: success   reality: failure
     dream: success     both               hallucinated     pays LOOP for what does not work
@@ -33,10 +39,11 @@ import numpy as np
 
 from branches import branch_truth
 from camera import Camera
-from charts import BLUE, GREY, ORANGE
+from charts import BLUE, GREY, ORANGE, following_chart, learning_chart
 from demos import Episode, play, write_atomically, write_film
 from dreams import dream_along
 from evaluate import (
+    REAL_EPISODES,
     agreement,
     agreement_words,
     or_undefined,
@@ -52,6 +59,7 @@ from gauge import play_both
 from policy import Policy
 from pushes import push_report
 from reflector import false_stops, judge_episodes, recall, right_verdicts, stop_at
+from report import gauge_report, warnings_of, warnings_words, what_is_missing, whole_loop
 from runs import BadRun, Run
 from tasks import Start
 from terminal import new_files
@@ -59,8 +67,11 @@ from train import explored_first, held_out, sources
 from vecenv import VecRealEnv
 from worldenv import WorldEnv
 
-OUTPUT_MB = 30  # to be free on the disk: two films and two charts
-FILES = ("trust.json", "agreement.png", "reflector.png", "worst.gif", "counterfactual.gif")
+OUTPUT_MB = 30  # to be free on the disk: two films and four charts
+FILES = (
+    "trust.json", "agreement.png", "reflector.png", "counterfactual.png", "gauge.png",
+    "worst.gif", "counterfactual.gif",
+)  # fmt: skip
 MOMENTS = 8  # a task, to branch from
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20)) + (0.98,)  # etas of the sweep
 
@@ -318,6 +329,12 @@ def reflector_chart(card: dict, path: Path) -> None:
 
 def _explored(run: Run) -> tuple[list[Episode], Camera]:
     """The exploration episodes of a run, and the camera that saw them."""
+    if run.config.rl_env == "real":
+        raise BadRun(
+            f"{run.folder}: LOOP ran in the real simulator, so there is no dream to hold against "
+            "reality; expected a run in the dream; see what this one has: python cli.py report "
+            f"{run.folder}"
+        )
     if not any(run.episodes_folder.glob("episode_*")):
         raise BadRun(
             f"{run.folder}: has no episodes, as a run that was shipped; expected one that was "
@@ -328,31 +345,31 @@ def _explored(run: Run) -> tuple[list[Episode], Camera]:
 
 
 def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str = "dev") -> dict:
-    """Measure all five on a run and write FILES into RUN/trust; `say` gets a line for each.
+    """Measure all eight on a run and write FILES into RUN/trust; `say` gets a line for each.
 
     split: "dev", or "test" for reported figures only. Plays the policies "sft" and, where they are,
     "dream_bc" and "policy"; branches are those of the one that LOOP begins with. Returns the
     content of trust.json: "run", "split", "starts_per_task", "seed", "agreement": {policy:
-    `agreement`}, "rank_over_checkpoints", "reflector": {"real", "generated":
-    `reflector_report`}, "counterfactual": `action_following`, "branches": `branches.branch_truth`,
-    "pushes": `pushes.push_report`, "words": the lines.
+    `agreement`}, "reflector": {"real", "generated": `reflector_report`}, "counterfactual":
+    `action_following`, "branches": `branches.branch_truth`, "pushes": `pushes.push_report`, what
+    `stored` gives, "words": the lines.
 
     The files appear together when all went well; after a failure earlier ones are as they were.
-    Where no pair disagrees there is no worst.gif. Raises BadRun (ValueError) for a missing or
-    damaged checkpoint and for a run without its episodes, ValueError for more starts than the split
-    holds.
+    There is no worst.gif where no pair disagrees, and no gauge.png where LOOP has not run. Raises
+    BadRun (ValueError) for a missing or damaged checkpoint and for a run without a dream or its
+    episodes, ValueError for more starts than the split holds.
     """
     config = run.config
     starts = test_starts(config.tasks, starts_per_task, split)
+    known = stored(run)  # before anything is played: it may lack something
     names = ("sft", "dream_bc", "policy")
     policies = {n: run.policy(n) for n in names if n == "sft" or run.checkpoint(n).is_file()}
     begins = policies.get("dream_bc", policies["sft"])
     exploration, camera = _explored(run)
     _, kept = held_out(exploration)
     slots = min(config.slots, len(starts))
-    parts = run.simulator(camera), run.reflector()
     # For dreams along real episodes, which bring their own starts.
-    world = WorldEnv(*parts, {}, slots, config.env, config.seed)
+    world = WorldEnv(run.simulator(camera), run.reflector(), {}, slots, config.env, config.seed)
     words: list[str] = []
 
     def tell(line: str) -> None:
@@ -371,28 +388,60 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
         finally:
             env.close()
         pushes = _pushes(run, world, policies["sft"], exploration, tell)  # without anything real
-        # The gauge has played the policies of several iterations in both worlds already.
-        probes = [p for p in run.stages.get("rl", {}).get("probes", []) if "real" in p]
-        rates = [[float(np.mean(p[kind])) for p in probes] for kind in ("imagined", "real")]
+        known["ledger"]["trust"] = {
+            "real_episodes": env.real_resets,
+            "real_steps": env.real_steps,
+            "imagined_frames": world.imagined_frames,
+        }
+        _tell_stored(run, known, folder, tell)
         result = {
             "run": run.folder.name,
             "split": split,
             "starts_per_task": starts_per_task,
             "seed": config.seed,
             "agreement": agreements,
-            "rank_over_checkpoints": rank_over_checkpoints(*rates),
             "reflector": card,
             "counterfactual": following,
             "branches": branches,
             "pushes": pushes,
+            **known,
             "words": words,
         }
         text = json.dumps(result, indent=1, allow_nan=False)
         write_atomically(folder / "trust.json", text.encode())
-        worst = (folder / "worst.gif").is_file()
-    if not worst:  # an earlier film would be of other figures
-        (run.folder / "trust" / "worst.gif").unlink(missing_ok=True)
+        written = {path.name for path in folder.iterdir()}
+    for name in set(FILES) - written:  # an earlier one would be of other figures
+        (run.folder / "trust" / name).unlink(missing_ok=True)
     return result
+
+
+def stored(run: Run) -> dict:
+    """What the run itself has recorded: "gauge": `report.gauge_report`, "rank_over_checkpoints":
+    `evaluate.rank_over_checkpoints` of the policies that the gauge has looked at in both worlds,
+    "signal": `report.warnings_of` all rounds, "ledger": {"run": `Run.ledger`}. Plays nothing.
+    Raises BadRun (ValueError) where stages.json lacks something."""
+    with what_is_missing([run.folder]):
+        gauge = gauge_report(run)
+        history, _ = whole_loop(run)
+        looks = [look for look in gauge["looks"] if "real" in look] if gauge else []
+        rates = [[look[kind] for look in looks] for kind in ("imagined", "real")]
+        return {
+            "gauge": gauge,
+            "rank_over_checkpoints": rank_over_checkpoints(*rates),
+            "signal": warnings_of(history),
+            "ledger": {"run": run.ledger()},
+        }
+
+
+def _tell_stored(run: Run, known: dict, folder: Path, tell) -> None:
+    tell(_gauge_words(known["gauge"]))
+    tell(_rank_words(known["gauge"], known["rank_over_checkpoints"]))
+    tell(_signal_words(known["signal"]))
+    tell(_ledger_words(known["ledger"]))
+    history, probes = whole_loop(run)
+    if history:
+        chart = learning_chart(history, probes, run.config.rl_env)
+        write_atomically(folder / "gauge.png", chart)
 
 
 def _agreements(world: WorldEnv, env, policies, starts, seed, folder, tell) -> dict[str, dict]:
@@ -400,6 +449,7 @@ def _agreements(world: WorldEnv, env, policies, starts, seed, folder, tell) -> d
     for name, policy in policies.items():
         parts = world.simulator, world.reflector, policy, env
         real, dreams = play_both(*parts, starts, world.config, seed)
+        world.imagined_frames += sum(map(len, dreams))  # play_both has a world of its own
         imagined, true = (np.array([e.succeeded for e in side]) for side in (dreams, real))
         reports[name] = agreement(imagined, true, [start.task for start in starts])
         pairs = zip(real, dreams, strict=True)
@@ -427,6 +477,7 @@ def _following(world: WorldEnv, env, starts, seed: int, folder: Path, tell) -> d
     real, dreams = counterfactual(world, env, starts, seed)
     following = action_following(real, dreams)
     tell(_following_words(following))
+    write_atomically(folder / "counterfactual.png", following_chart(following))
     film = counterfactual_film(real, dreams)
     write_film(folder / "counterfactual.gif", film, scale=3)
     return following
@@ -482,4 +533,58 @@ def _pushes_words(report: dict | None) -> str:
         f"{with_interval(report['agreement'])}; of {report['effects']} effects on real success "
         f"{report['clear']} are clear, {report['same_sign']} of them with the same sign in the "
         f"dream; in {report['differ']} the dream clearly differs"
+    )
+
+
+def _gauge_words(gauge: dict | None) -> str:
+    if gauge is None:
+        return (
+            "gauge: it never looked, as LOOP has not run or was given no probes; neither stop rule "
+            "had a say"
+        )
+    first, last = gauge["looks"][0], gauge["looks"][-1]
+    names = ("imagined", "real", "agreement", "hallucinated", "missed", "novel")
+    labels = {"imagined": "imagined success", "real": "real success", "novel": "novel decisions"}
+    changes = [
+        f"{labels.get(name, name)} {percent(first[name])} -> {percent(last[name])}"
+        for name in names
+        if name in first
+    ]
+    kept = "no real episode was played, so nobody knows what came true"
+    if gauge["real_keeps"] is not None:
+        kept = f"by real episodes the policy after {gauge['real_keeps']} is to be kept"
+    alone = "novelty was not recorded"
+    if gauge["novelty_keeps"] is not None:
+        alone = f"by novelty alone the one after {gauge['novelty_keeps']}"
+    return (
+        f"gauge, {gauge['starts']} starts after {first['iteration']} to {last['iteration']} "
+        f"iterations: {', '.join(changes)}; {kept}; {alone}; the run kept that after "
+        f"{gauge['kept']}"
+    )
+
+
+def _rank_words(gauge: dict | None, rank: float | None) -> str:
+    n = len(gauge["looks"]) if gauge and gauge["real_keeps"] is not None else 0
+    said = "undefined, it takes three of different success" if rank is None else f"{rank:.2f}"
+    return (
+        "rank over checkpoints: Spearman's correlation of imagined and real success, over what the "
+        f"gauge has seen in both worlds (n = {n}): {said}"
+    )
+
+
+def _signal_words(signal: dict) -> str:
+    if not signal["iterations"]:
+        return "signal: LOOP has not run"
+    if not signal["warned"]:
+        return f"signal: none of {signal['iterations']} iterations of LOOP had a warning"
+    return f"signal: {'; '.join(warnings_words(signal))}"
+
+
+def _ledger_words(ledger: dict) -> str:
+    spent, own = ledger["run"], ledger["trust"]
+    names = ("demonstrations", *REAL_EPISODES, "evaluation_episodes", "imagined_frames")
+    counts = [f"{spent[name]:,} {name.replace('_', ' ')}" for name in names if spent.get(name)]
+    return (
+        f"ledger: the run has spent {', '.join(counts) or 'nothing'}; trust itself played "
+        f"{own['real_episodes']:,} real episodes and dreamt {own['imagined_frames']:,} frames"
     )

@@ -596,11 +596,40 @@ def test_loop_without_signal_says_so_and_stays_finite():
 
 def test_no_signal_names_what_all_rollouts_do():
     """All succeed, all fail, too large steps, and silence when all is well."""
-    assert "succeed" in no_signal({"groups_with_spread": 0.0, "success": 1.0})
-    assert "fail" in no_signal({"groups_with_spread": 0.0, "success": 0.0})
+    everyone, nobody = ({"groups_with_spread": 0.0, "success": share} for share in (1.0, 0.0))
+    assert "succeed alike" in no_signal(everyone) and "eta is too low" in no_signal(everyone)
+    assert "fail alike" in no_signal(nobody) and "eta is too high" in no_signal(nobody)
     healthy = {"groups_with_spread": 0.5, "success": 0.5, "clip_fraction": 0.2}
     assert "too large" in no_signal(healthy | {"clip_fraction": 0.7})
-    assert no_signal(healthy) is None
+    assert no_signal(healthy) is None and no_signal(healthy | {"mixed": 0.05}) is None
+
+
+@pytest.mark.parametrize(
+    "success, mixed, words",
+    [
+        (0.98, 0.04, ["always stopped", "in 4% of groups", "too low", "sees failures"]),
+        (0.5, 0.0, ["always stopped", "in 0% of groups", "too low", "yes to everything"]),
+        (0.49, 0.0, ["never stopped", "in 0% of groups", "too high", "never succeeds"]),
+    ],
+)
+def test_no_signal_sees_outcomes_that_are_all_the_same(success, mixed, words):
+    """Returns always differ a little where rollouts are stopped: spread says that all is well."""
+    metrics = {"groups_with_spread": 1.0, "success": success, "clip_fraction": 0.9, "mixed": mixed}
+    for word in words:
+        assert word in no_signal(metrics)
+
+
+def test_mixed_counts_groups_of_both_outcomes():
+    """Of four groups one mixed; a dream that says yes to all has spread by the time it takes."""
+    policy, config = small_policy(), LoopConfig(groups=4, rollouts=4, branch=0)
+    optimizer = torch.optim.Adam(policy.parameters(), 1e-4)
+    rollouts = plain_rollouts(Timetable(16, horizon=4), policy, starts(4), config, seeded())
+    assert rollouts.success.all()
+    metrics = update(policy, optimizer, rollouts, config, seeded())
+    assert (metrics["mixed"], metrics["groups_with_spread"]) == (0.0, 1.0)
+    assert "always stopped" in no_signal(metrics)
+    rollouts.success[1, 2], rollouts.success[3] = False, False
+    assert update(policy, optimizer, rollouts, config, seeded())["mixed"] == 0.25
 
 
 def test_one_rollout_per_group_is_refused():

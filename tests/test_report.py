@@ -258,6 +258,33 @@ def test_each_task_s_eta_in_dreams_is_told(tmp_path):
     assert "each task has an eta of its own: handle-press 0.62." in text
 
 
+def test_warnings_of_iterations_are_told(tmp_path):
+    """Those that differ in their figures alone are one line; without any there is none."""
+    run = finished_run(tmp_path / "run")
+    assert "steps too large" not in report.write_report(run).read_text()
+    step = run.stages["rl"]["history"][0]
+    alike = [step | {"groups_with_spread": share} for share in (0.0, 0.04)]
+    run.stages["rl"]["history"] = [step, *alike, step | {"clip_fraction": 0.6}]
+    text = report.write_report(run).read_text()
+    assert "4 iterations.\n\n- in 2 of 4 iterations (first in 2): no signal: in 100% of" in text
+    assert "\n- in 1 of 4 iterations (first in 4): steps too large: more than half" in text
+
+
+def test_either_stop_rule_is_told_by_one_function(tmp_path):
+    """The second look has shown a gain in reality, and strayed."""
+    run = finished_run(tmp_path / "run")
+    run.stages["rl"]["probes"][1] |= {"real": [1, 1, 1, 1], "novel": [0.5] * 4}
+    found = report.gauge_report(run)
+    assert (found["starts"], found["real_keeps"], found["novelty_keeps"]) == (4, 2, 0)
+    look = {"iteration": 2, "imagined": 1, "real": 1, "agreement": 1, "hallucinated": 0}
+    assert found["looks"][1] == look | {"missed": 0, "novel": 0.5}
+    assert "By novelty alone, without real episodes, the policy after 0 iterations" in (
+        report.write_report(run).read_text()
+    )
+    del run.stages["rl"]["probes"]
+    assert report.gauge_report(run) is None
+
+
 def test_trust_is_in_the_page(tmp_path):
     run = finished_run(tmp_path / "run")
     (run.folder / "trust").mkdir()
@@ -265,11 +292,14 @@ def test_trust_is_in_the_page(tmp_path):
     found["agreement"] = {"sft": report.kept_agreement(run)}
     (run.folder / "trust" / "trust.json").write_text(json.dumps(found))
     shutil.copy(run.folder / "pictures" / "film_success.gif", run.folder / "trust" / "worst.gif")
+    chart = run.folder / "trust" / "counterfactual.png"
+    shutil.copy(run.folder / "pictures" / "demonstrations.png", chart)
     text = report.write_report(run).with_suffix(".html").read_text()
     assert_needs_nothing_else(text)
     seen = Page(text)
     assert "Held against reality" in seen.text and "<img src=x> lies & *more*" in seen.text
     assert seen.text.count("The worst lies") == 1 and text.count("image/gif") == 2
+    assert 'alt="Dreams that follow their actions"' in text
     before = tree(run.folder)
     for damaged in ('{"words": [', "{}", "[]", json.dumps(found | {"agreement": {"sft": {}}})):
         (run.folder / "trust" / "trust.json").write_text(damaged)

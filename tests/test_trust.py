@@ -39,6 +39,12 @@ PROBES = [  # of the gauge: imagined 0, 1/3, 2/3 and real 1/3, 0, 1
     {"iteration": 5, "imagined": [0, 0, 1], "real": [0, 0, 0]},
     {"iteration": 10, "imagined": [0, 1, 1], "real": [1, 1, 1]},
 ]
+HISTORY = [  # the second of an earlier version: nobody counted mixed outcomes
+    {"groups_with_spread": 1.0, "success": 0.5, "clip_fraction": 0.1, "mixed": 0.5},
+    {"groups_with_spread": 1.0, "success": 0.5, "clip_fraction": 0.6},
+    {"groups_with_spread": 1.0, "success": 1.0, "clip_fraction": 0.1, "mixed": 0.0},
+    {"groups_with_spread": 1.0, "success": 0.9, "clip_fraction": 0.1, "mixed": 0.04},
+]
 
 
 class Faithful:
@@ -92,12 +98,22 @@ class Reality(WorldEnv):
     def __init__(self, judge, num_envs: int = 2):
         super().__init__(Faithful(), judge, {}, num_envs, CONFIG)
         self.closed, self.decision = False, 0
+        self.real_resets = self.real_steps = 0
 
     def reset(self, *, seed=None, options=None):
         first = (np.full((SIZE, SIZE, 3), 100, np.uint8), np.zeros(4, np.float32))
         self.starts = {start: first for start in options["starts"]}
         self.decision = 0
+        self.real_resets += len(self.starts)
         return super().reset(seed=seed, options=options)
+
+    def set_states(self, states):
+        self.real_resets += len(states)
+        return super().set_states(states)
+
+    def step(self, actions):
+        self.real_steps += CHUNK * int((~self.done).sum())
+        return super().step(actions)
 
     def expert_step(self):
         self.decision += 1
@@ -459,8 +475,12 @@ def scripted_run(folder, judge) -> SimpleNamespace:
             seed=0,
             exploration=3,
             loop=LoopConfig(rollouts=4),
+            rl_env="dream",
+            rounds=1,
+            extra_data=True,
         ),
-        stages={"rl": {"probes": PROBES}},
+        stages={"rl": {"probes": PROBES, "kept": 10, "history": HISTORY}},
+        ledger=lambda: {"demonstrations": 15, "gauge_episodes": 9, "imagined_frames": 1234},
         checkpoint=lambda name: folder / "config.json",  # all but "sft" are there if this file is
         policy=lambda name: Push({"sft": 0.1, "dream_bc": 0.1, "policy": 0.4}[name]),
         reflector=lambda: judge,
@@ -482,7 +502,7 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     result = trust.trust(run, 2, lines.append)
     assert sorted(path.name for path in (tmp_path / "trust").iterdir()) == sorted(trust.FILES)
     saved = json.loads((tmp_path / "trust" / "trust.json").read_text())
-    assert saved == result and result["words"] == lines and len(lines) == 7
+    assert saved == result and result["words"] == lines and len(lines) == 11
     assert result["agreement"]["sft"]["table"]["neither"] == 6
     assert result["agreement"]["policy"]["table"]["missed"] == 6
     assert result["rank_over_checkpoints"] == pytest.approx(0.5)  # ranks 1, 2, 3 and 2, 1, 3
@@ -497,11 +517,99 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
         "it hallucinates success in 0 %, misses it in 100 %"
     )
     assert all(env.closed for env in realities)
+    assert result["ledger"]["run"]["demonstrations"] == 15
+    # Three policies and the expert from 6 starts, four variants of the actions, 6 moments with four
+    # branches each: as the real environment has counted them.
+    own = result["ledger"]["trust"]
+    assert own["real_episodes"] == realities[0].real_resets == 3 * 6 + 6 + 4 * 6 + 6 + 6 * 4
+    # The deaf dream never succeeds: each runs to the horizon, or as long as the real one.
+    least = 3 * 6 * HORIZON + 9 * 3 + 4 * 6 * HORIZON
+    assert own["real_steps"] == realities[0].real_steps and own["imagined_frames"] > least
+    assert lines[-1] == (
+        "ledger: the run has spent 15 demonstrations, 9 gauge episodes, 1,234 imagined frames; "
+        f"trust itself played 78 real episodes and dreamt {own['imagined_frames']:,} frames"
+    )
 
     # Again with SFT alone, which agrees: the film of disagreements must not stay behind.
     (tmp_path / "config.json").unlink()
     assert list(trust.trust(run, 2, lines.append)["agreement"]) == ["sft"]
     assert not (tmp_path / "trust" / "worst.gif").exists()
+
+
+def test_what_the_run_has_stored(tmp_path):
+    """Of the gauge's three looks the last has shown a gain in reality; there is no novelty."""
+    run, lines = scripted_run(tmp_path, Bright()), []
+    known = trust.stored(run)
+    gauge = known["gauge"]
+    assert [look["iteration"] for look in gauge["looks"]] == [0, 5, 10]
+    assert [look["imagined"] for look in gauge["looks"]] == pytest.approx([0, 1 / 3, 2 / 3])
+    assert [look["real"] for look in gauge["looks"]] == pytest.approx([1 / 3, 0, 1])
+    assert [look["agreement"] for look in gauge["looks"]] == pytest.approx([2 / 3] * 3)
+    assert (gauge["starts"], gauge["real_keeps"], gauge["novelty_keeps"]) == (3, 10, None)
+    assert known["signal"]["iterations"] == 4 and known["signal"]["warned"] == 3
+    large, always = known["signal"]["warnings"]
+    assert large["iterations"] == [2] and large["sentence"].startswith("steps too large")
+    assert always["iterations"] == [3, 4] and "mixed in 0% of groups" in always["sentence"]
+    known["ledger"]["trust"] = {"real_episodes": 1, "imagined_frames": 2}
+    trust._tell_stored(run, known, tmp_path, lines.append)
+    assert (tmp_path / "gauge.png").stat().st_size > 10_000
+    assert lines[0] == (
+        "gauge, 3 starts after 0 to 10 iterations: imagined success 0 % -> 67 %, real success "
+        "33 % -> 100 %, agreement 67 % -> 67 %, hallucinated 0 % -> 0 %, missed 33 % -> 33 %; "
+        "by real episodes the policy after 10 is to be kept; novelty was not recorded; the run "
+        "kept that after 10"
+    )
+    assert lines[1].endswith("(n = 3): 0.50")
+    assert lines[2].startswith("signal: in 1 of 4 iterations (first in 2): steps too large")
+    assert "; in 2 of 4 iterations (first in 3): always stopped" in lines[2]
+
+
+@pytest.mark.parametrize(
+    "stages, gauge, rank, signal",
+    [
+        (  # --until dream_bc
+            {}, "it never looked, as LOOP has not run", "(n = 0): undefined", "LOOP has not run",
+        ),
+        (  # no probes
+            {"rl": {"history": HISTORY[:1], "kept": 1}},
+            "it never looked", "(n = 0): undefined", "none of 1 iterations of LOOP had a warning",
+        ),
+        (  # --stop-rule novelty: the second probe has strayed
+            {"rl": {"history": HISTORY[:1], "kept": 0, "probes": [
+                {"iteration": 0, "imagined": [0, 1], "novel": [0.0, 0.1]},
+                {"iteration": 4, "imagined": [1, 1], "novel": [0.5, 0.5]},
+            ]}},
+            "imagined success 50 % -> 100 %, novel decisions 5 % -> 50 %; no real episode was "
+            "played, so nobody knows what came true; by novelty alone the one after 0; the run "
+            "kept that after 0",
+            "(n = 0): undefined", "none of 1",
+        ),
+    ],
+)  # fmt: skip
+def test_a_run_without_a_gauge_is_told_in_words(tmp_path, stages, gauge, rank, signal):
+    """And its chart is drawn from what there is."""
+    run, lines = scripted_run(tmp_path, Bright()), []
+    run.stages = stages
+    known = trust.stored(run)
+    json.dumps(known, allow_nan=False)
+    assert known["rank_over_checkpoints"] is None
+    known["ledger"]["trust"] = {"real_episodes": 1, "imagined_frames": 2}
+    trust._tell_stored(run, known, tmp_path, lines.append)
+    for words, line in zip((gauge, rank, signal), lines, strict=False):
+        assert words in line
+    assert (tmp_path / "gauge.png").is_file() == bool(stages)
+
+
+def test_a_run_without_a_dream_and_one_that_lacks_a_record_are_one_line(tmp_path):
+    """Nothing is played before."""
+    run = scripted_run(tmp_path, Bright())
+    del run.stages["rl"]["kept"]
+    with pytest.raises(runs.BadRun, match="a stages.json has no 'kept'"):
+        trust.trust(run, 1, print)
+    run.stages, run.config.rl_env = {}, "real"
+    with pytest.raises(runs.BadRun, match="LOOP ran in the real simulator"):
+        trust.trust(run, 1, print)
+    assert not (tmp_path / "trust").exists()
 
 
 def test_trust_that_fails_leaves_earlier_files_alone(tmp_path, monkeypatch):
