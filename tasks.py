@@ -160,13 +160,15 @@ def split_seeds(split: str, count: int, offset: int = 0) -> list[int]:
     return list(seeds)
 
 
-def check_fixed_starts(tasks: tuple[str, ...], split: str, count: int) -> None:
-    """Raise ValueError for more test starts than LIBERO has; its other starts are as many as there
-    are seeds."""
-    if split == "test" and count > FIXED_STARTS and any(t in LIBERO_INSTRUCTIONS for t in tasks):
+def check_fixed_starts(tasks: tuple[str, ...], split: str, count: int, skipped: int = 0) -> None:
+    """Raise ValueError for more test starts than LIBERO has, `count` after the first `skipped`;
+    its other starts are as many as there are seeds."""
+    fixed = split == "test" and any(task in LIBERO_INSTRUCTIONS for task in tasks)
+    if fixed and skipped + count > FIXED_STARTS:
+        after = f" after the first {skipped}" if skipped else ""
         raise ValueError(
-            f"test starts per task: got {count}, expected 1 to {FIXED_STARTS}, those that LIBERO "
-            "fixes; use fewer --starts"
+            f"test starts per task: got {count}{after}, expected 1 to {FIXED_STARTS} in all, those "
+            f"that LIBERO fixes; use fewer --starts{' or a smaller --skip' if skipped else ''}"
         )
 
 
