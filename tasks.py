@@ -109,7 +109,7 @@ SPLITS = {
     "explore": range(100_000, 1_000_000),  # exploration episodes of the SFT policy
     "rl": range(1_000_000, 9_000_000),  # starts of reinforcement learning in the real simulator
     "dev": range(9_000_000, 9_100_000),  # tuning of every setting
-    "test": range(9_100_000, 9_200_000),  # reported figures only
+    "test": range(9_100_000, 9_200_000),  # reported figures, and whole recipes: docs/protocol.md
 }
 
 # What --suite may name, and its tasks.
