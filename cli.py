@@ -319,6 +319,7 @@ def evaluate_command(
     ] = "oracle",
     starts: Annotated[int | None, typer.Option(help="Per task; default: the run's.")] = None,
     split: Annotated[str, typer.Option(help="test or dev.")] = "test",
+    skip: Annotated[int, typer.Option(help="Leave out that many first starts per task.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON on stdout and nothing else.")
     ] = False,
@@ -333,7 +334,7 @@ def evaluate_command(
     one_of("--split", split, ("test", "dev"))
     run = Run.open(folder)
     count = run.config.test_starts if starts is None else in_range("--starts", starts, 1)
-    plan = test_starts(run.config.tasks, count, split)
+    plan = test_starts(run.config.tasks, count, split, in_range("--skip", skip, 0))
     player = run.policy(policy)
     reflector = run.reflector() if termination == "reflector" else None
     processes.start("cpu", {})
@@ -344,6 +345,7 @@ def evaluate_command(
     finally:
         env.close()
     result |= {"run": str(folder), "policy": policy, "split": split, "seed": run.config.seed}
+    result |= {"starts_per_task": count, "skipped": skip, "starts": [plan[0].seed, plan[-1].seed]}
     if as_json and processes.is_main():
         print(json.dumps(result, indent=1))
     elif processes.is_main():

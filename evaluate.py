@@ -65,8 +65,9 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
 def test_starts(
     tasks: tuple[str, ...], per_task: int, split: str = "test", offset: int = 0
 ) -> list[Start]:
-    """The first `per_task` starts of a split for every task; the same for every run."""
-    check_fixed_starts(tasks, split, offset + per_task)
+    """`per_task` starts of a split for every task, after its first `offset`; the same for every
+    run. ValueError where a task has not so many."""
+    check_fixed_starts(tasks, split, per_task, offset)
     return [Start(task, seed) for task in tasks for seed in split_seeds(split, per_task, offset)]
 
 

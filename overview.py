@@ -31,7 +31,15 @@ from terminal import check_output
 from train import stages_of
 
 REPORT_MB = 20  # to be free on the disk
-REAL = ("demonstrations", *REAL_EPISODES)
+LEDGER = {  # column -> which counts of the ledger it sums
+    "demonstrations": ("demonstrations",),
+    "exploration": ("exploration_episodes",),
+    "calibration and gauge": ("calibration_episodes", "gauge_episodes"),
+    "LOOP in the real simulator": ("rl_episodes",),
+    "all of these": ("demonstrations", *REAL_EPISODES),
+    "evaluation": ("evaluation_episodes",),
+    "imagined frames": ("imagined_frames",),
+}
 
 
 def write(folders: list[Path], out: Path | None = None) -> list[Path]:
@@ -165,20 +173,28 @@ CARDS = {  # column -> (stage, key or keys), format
 
 
 def _cost(runs: dict[str, Run]) -> list[str]:
-    measures = [
+    """What the runs took of the machine, and what they counted in their ledgers."""
+    machine: list[tuple[Callable, str]] = [
         (lambda run: over_stages(run, "seconds", sum, 1 / 60), "{:.1f}"),
+        (lambda run: run.ledger().get("cpu_seconds"), "{:,.0f}"),
         (lambda run: over_stages(run, "peak_gib", max), "{:.1f}"),
-        (lambda run: sum(run.ledger().get(name, 0) for name in REAL), "{:,.0f}"),
-        (lambda run: run.ledger().get("imagined_frames", 0), "{:,.0f}"),
     ]
-    rows = [
-        [plain(name), *(_value(measure(run), text) for measure, text in measures)]
-        for name, run in runs.items()
+    ledger: list[tuple[Callable, str]] = [
+        (lambda run, names=names: sum(run.ledger().get(name, 0) for name in names), "{:,.0f}")
+        for names in LEDGER.values()
     ]
-    header = ["run", "minutes", "peak memory, GiB", "real episodes but evaluation"]
-    header += ["imagined frames"]
-    rows = _with_means(runs, rows, measures)
-    return ["## Time, memory, ledger", "", *table(header, rows)]
+    lines = ["## Time, memory, ledger"]
+    for header, measures in (
+        (["run", "minutes", "CPU seconds", "peak memory, GiB"], machine),
+        (["run", *LEDGER], ledger),
+    ):
+        rows = [
+            [plain(name), *(_value(measure(run), text) for measure, text in measures)]
+            for name, run in runs.items()
+        ]
+        lines += ["", *table(header, _with_means(runs, rows, measures))]
+    note = "Episodes by what they were played for, all of them real; evaluation trains nothing."
+    return [*lines, "", note]
 
 
 # ------------------------------------------------------------------------------ figures of one run

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from demos import collect_expert, play, write_atomically
-from evaluate import evaluate, hardware, mean_interval, test_starts, wilson
+from evaluate import REAL_EPISODES, evaluate, hardware, mean_interval, test_starts, wilson
 from fit import FitConfig, fit
 from instructions import TASKS
 from policy import Policy, PolicyConfig, imitation_batches
@@ -220,13 +220,11 @@ def summarize_runs(results: Path) -> dict:
     real = [r for r in records if r["config"]["rl_env"] == "real"]
     summary: dict[str, dict] = {}
     if dream or real:
-        _put(
-            summary,
-            "sft_success",
-            _unique_seeds(real + dream),  # of a seed with both, the run in the dream
-            lambda r: _success(r, "sft", "oracle"),
-        )
+        alike = _unique_seeds(real + dream)  # of a seed with both, the run in the dream
+        _put(summary, "sft_success", alike, lambda r: _success(r, "sft", "oracle"))
+        _put(summary, "sft_real_episodes", alike, lambda r: _real_episodes(r, "sft"))
     if real:
+        _put(summary, "simulator_loop_real_episodes", real, _real_episodes)
         _put(summary, "simulator_loop_gain", real, lambda r: _gain(r, "oracle", "oracle"))
         _put(summary, "simulator_loop_success", real, lambda r: _success(r, "policy", "oracle"))
         _put_low(summary, "simulator_loop_gain")
@@ -243,6 +241,7 @@ def summarize_runs(results: Path) -> dict:
         for key, value in INSTRUMENTS.items():
             # Runs made before an instrument was built, or where it had nothing to measure, lack it.
             _put(summary, key, [r for r in dream if value(r) is not None], value)
+        _put(summary, "dream_real_episodes", dream, _real_episodes)
         _put(summary, "dream_gain_oracle", dream, lambda r: _gain(r, "oracle", "oracle"))
         _put_low(summary, "dream_gain_oracle")
         # Without the oracle: SFT runs to the horizon and its end counts;
@@ -274,6 +273,7 @@ def _put_imitation(summary: dict, records: list[dict], name: str) -> None:
     stopped = f"{name}_success_reflector_stop"
     _put(summary, f"{name}_success", records, lambda r: _success(r, name, "oracle"))
     _put(summary, stopped, records, lambda r: _success(r, name, "reflector"))
+    _put(summary, f"{name}_real_episodes", records, lambda r: _real_episodes(r, name))
     gain = f"dream_gain_over_{name}"
     _put(summary, gain, records, lambda r: _gain(r, "oracle", "oracle", name))
 
@@ -360,8 +360,9 @@ def results_block(summary: dict) -> str:
         return f"{value} ({low:.{digits}f} to {high:.{digits}f}, n = {entry['n']})"
 
     lines = [
-        "| real success on test starts, % | stop: oracle | stop: reflector | no stop |",
-        "|---|---|---|---|",
+        "| real success on test starts, % | stop: oracle | stop: reflector | no stop "
+        "| real episodes it has cost |",
+        "|---|---|---|---|---|",
     ]
     for label, key in POLICY_ROWS.items():
         stops = [cell(f"{key}_success"), "-", "-"]
@@ -369,6 +370,8 @@ def results_block(summary: dict) -> str:
             stops[1] = cell(f"{key}_success_reflector_stop")
         if key == "sft":  # the others are to be stopped
             stops[2] = cell("sft_success_no_stop")
+        spent = summary.get(f"{key}_real_episodes")
+        stops.append(f"{spent['value']:,.0f}" if spent else "not measured")
         lines.append(f"| {label} | " + " | ".join(stops) + " |")
     lines += ["", "| measured | value |", "|---|---|"]
     for label, key, scale, digits in (
@@ -394,6 +397,7 @@ def results_block(summary: dict) -> str:
         ("reflector, calibration error (ECE) on real frames", "ece_real", 1, 3),
         ("... on dreamt frames", "ece_generated", 1, 3),
         ("reflector, held-out noisy episodes with a false stop, %", "false_stops", 100, 1),
+        ("... dreams of the same episodes, %", "false_stops_generated", 100, 1),
         ("... the policy's own test episodes, %", "false_stops_test", 100, 1),
         ("reflector, successes stopped in time, %", "recall_at_success", 100, 1),
         ("dream and reality agree on a start's outcome, % of starts", "agreement", 100, 1),
@@ -404,6 +408,7 @@ def results_block(summary: dict) -> str:
     ):
         lines.append(f"| {label} | {cell(key, scale, digits)} |")
     lines += ["", "Mean over seeds, Student's 95 % interval, n seeds; `results/summary.json`."]
+    lines += ["Real episodes: demonstrations and evaluation apart, mean over the same seeds."]
     return "\n".join(lines)
 
 
@@ -422,6 +427,13 @@ def _of_simulator(record: dict, key: str) -> float:
 
 def _success(record: dict, policy: str, termination: str) -> float:
     return record["stages"]["evaluate"]["results"][policy][termination]["mean"]
+
+
+def _real_episodes(record: dict, until: str = "evaluate") -> int:
+    """What the ledgers of the stages up to `until` count, demonstrations and evaluation apart."""
+    names = list(record["stages"])
+    spent = [record["stages"][name]["ledger"] for name in names[: names.index(until) + 1]]
+    return sum(ledger.get(name, 0) for ledger in spent for name in REAL_EPISODES)
 
 
 def _over_stages(record: dict, key: str, reduce: Callable) -> float:

@@ -205,10 +205,12 @@ def print_statistics(rows: dict) -> None:
 
 
 def print_result(result: dict) -> None:
-    """Success per task and in the mean, as a table."""
+    """Success per task and in the mean, as a table; its title says from which starts."""
     from rich.table import Table
 
+    first = result["skipped"] + 1
     title = f"{result['policy']}, {result['termination']} termination, {result['split']} starts"
+    title += f" {first} to {result['skipped'] + result['starts_per_task']} of each task"
     table = Table("task", "real success", "95 % interval", "episodes", title=title)
     for name, row in (result["tasks"] | {"mean": result | {"success": result["mean"]}}).items():
         interval = f"{row['low']:.1%} - {row['high']:.1%}"

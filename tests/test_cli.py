@@ -35,7 +35,7 @@ import train
 from checkpoints import save_part
 from demos import Episode
 from policy import Policy, PolicyConfig
-from tasks import Camera, EnvConfig
+from tasks import SPLITS, Camera, EnvConfig, Start
 
 ROOT = Path(cli.__file__).resolve().parent
 CLI = str(ROOT / "cli.py")
@@ -183,6 +183,8 @@ def test_options_of_train_reach_the_settings():
         ("evaluate run --split train", ["'train'", "test, dev"]),
         ("evaluate run --starts 0", ["got 0", "1 or more"]),
         ("evaluate run --starts 999999", ["999999", "100000"]),
+        ("evaluate run --skip -1", ["got -1", "0 or more"]),
+        ("evaluate run --skip 99999", ["test split", "100000", "99999+2"]),
         ("imagine run --actions best", ["'best'", "expert, policy, sft"]),
         ("imagine run --seed -1", ["got -1", "0 or more"]),
         ("imagine run --task reach", ["'reach'", "handle-press"]),
@@ -339,6 +341,31 @@ def test_missing_checkpoint(here, command, word):
     before = tree(here)
     assert_one_line(in_process(*command.split()), f"{word}.safetensors", "train it first")
     assert tree(here) == before
+
+
+def test_evaluate_says_which_starts_it_played(here, monkeypatch):
+    """Those after the first N of each task, in JSON and in the table's title."""
+    make_run(here / "run")
+    played = []
+
+    def scripted(player, env, starts, termination, reflector):
+        played.append(starts)
+        row = {"success": 0.5, "low": 0.0, "high": 1.0, "n": 2}
+        tasks = {"tasks": {start.task: row for start in starts}}
+        return row | {"termination": termination, "mean": 0.5} | tasks
+
+    monkeypatch.setattr("evaluate.evaluate", scripted)
+    monkeypatch.setattr("vecenv.VecRealEnv", lambda *_: SimpleNamespace(close=lambda: None))
+    arguments = ("evaluate", "run", "--starts", 2, "--skip", 3)
+    answer = json.loads(in_process(*arguments, "--json").stdout)
+    first = SPLITS["test"].start
+    tasks = runs.Run.open(here / "run").config.tasks
+    expected = [Start(task, seed) for task in tasks for seed in (first + 3, first + 4)]
+    assert played == [expected]
+    assert (answer["starts_per_task"], answer["skipped"]) == (2, 3)
+    assert answer["starts"] == [first + 3, first + 4]
+    shown = " ".join(in_process(*arguments).stdout.split())
+    assert "policy, oracle termination, test starts 4 to 5 of each task" in shown
 
 
 @pytest.mark.parametrize("name", ["config.json", "stages.json"])

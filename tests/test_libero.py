@@ -21,6 +21,7 @@ import runs
 from album import Album, weighed
 from camera import Camera
 from demos import Episode
+from evaluate import test_starts
 from fit import FitConfig, fit
 from kinematics import Kinematics, contact_features, episode_batches, motion_at_rest, next_motion
 from libero_env import small_textures
@@ -183,6 +184,9 @@ def test_no_more_test_starts_than_the_benchmark_fixes():
     check_fixed_starts(("reach",), "test", 1000)
     with pytest.raises(ValueError, match="got 51, expected 1 to 50"):
         check_fixed_starts((MILK,), "test", 51)
+    check_fixed_starts((MILK,), "test", 10, skipped=40)
+    with pytest.raises(ValueError, match="got 1 after the first 50, expected .* a smaller --skip"):
+        test_starts((MILK,), 1, offset=50)
     with pytest.raises(ValueError, match="got 51, expected 1 to 50"):
         replace(with_tasks(RunConfig(), (MILK,)), test_starts=51)
 

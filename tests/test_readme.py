@@ -12,6 +12,7 @@ import typer
 
 import cli
 import studies
+from evaluate import mean_interval
 from tasks import (
     CAMERA_FOVY,
     CAMERA_NAME,
@@ -90,6 +91,47 @@ def test_results_are_those_of_the_summary():
     if path.is_file():
         expected = studies.results_block(json.loads(path.read_text())).strip()
     assert shown == expected, "run: python cli.py summary"
+
+
+def test_the_planned_seeds_alone_say_what_the_page_says():
+    """The lower end of the gain is below three points without the seed that was added, and above
+    with it."""
+    gains = []
+    for seed in range(6):
+        record = json.loads((ROOT / "results" / "runs" / f"dream-{seed}.json").read_text())
+        found = record["stages"]["evaluate"]["results"]
+        gains.append(100 * (found["policy"]["oracle"]["mean"] - found["sft"]["oracle"]["mean"]))
+    assert mean_interval(gains[:5])[1] < 3 < mean_interval(gains)[1]
+    words = " ".join(section("Result").split())
+    assert "with the planned five alone the lower end" in words and "below three points" in words
+
+
+def test_real_episodes_in_words():
+    """What `compare` has counted for filtered BC, the method, and LOOP in the real simulator."""
+    compared = json.loads((ROOT / "results" / "compare" / "compare.json").read_text())
+    cost = {row["method"]: row["real_episodes"] for row in compared["rows"]}
+    assert (cost["filtered_bc"], cost["dream"]) == (1000, 1400)
+    assert cost["real_equal_rollouts"] / cost["dream"] == pytest.approx(5 / 3, abs=0.05)
+    words = " ".join(section("Does the dream tell the truth?").split())
+    assert "fourteen hundred real episodes against a thousand" in words
+    assert "two thirds more real episodes than the method" in words
+    own = json.loads((ROOT / "results" / "summary.json").read_text())
+    more = own["dream_real_episodes"]["value"] / own["filtered_bc_real_episodes"]["value"] - 1
+    assert more == pytest.approx(2 / 5, abs=0.05) and "about two fifths" in README
+
+
+def test_false_stops_in_words():
+    found = json.loads((ROOT / "results" / "summary.json").read_text())
+    assert found["false_stops_generated"]["value"] > 3 * found["false_stops"]["value"]
+    assert "falsely several times as often" in " ".join(section("Result").split())
+
+
+def test_no_stored_run_has_seen_the_starts_that_are_called_unseen():
+    """Of Meta-World's tasks: docs/protocol.md says how many to skip."""
+    skipped = int(re.search(r"evaluate RUN --skip (\d+)", PAGES["protocol.md"])[1])
+    records = [json.loads(p.read_text()) for p in (ROOT / "results" / "runs").glob("*.json")]
+    ours = [r["config"] for r in records if set(r["config"]["tasks"]) <= set(DEFAULT_SUITE)]
+    assert max(config["test_starts"] for config in ours) == skipped
 
 
 def test_prose_around_the_results_states_no_figure():

@@ -69,7 +69,10 @@ def finished_run(folder: Path, better: int = 4, **settings) -> Run:
         "simulator": {"sim_psnr_1": 30.0, "sim_psnr_last": 20.0, "hand_mm": 5, "hand_mm_last": 9},
         "reflector": card | {"episodes": 8, "threshold": 0.6, "generated": card},
         "dream_bc": {},
-        "calibrate": {"etas": {"handle-press": 0.625}},
+        "calibrate": {
+            "etas": {"handle-press": 0.625},
+            "ledger": {"calibration_episodes": 20, "imagined_frames": 300},
+        },
         "rl": {
             "history": [step, step | {"success": None}],
             "probes": [
@@ -77,9 +80,15 @@ def finished_run(folder: Path, better: int = 4, **settings) -> Run:
                 probe | {"iteration": 2, "imagined": [1, 1, 1, 1]},
             ],
             "kept": 0,
+            "ledger": {"gauge_episodes": 35, "imagined_frames": 5000},
             "films": {"success": "handle-press, start 7: success in both"},
         },
-        "evaluate": {"results": results(better), "hardware": "an abacus", "versions": "torch 2"},
+        "evaluate": {
+            "results": results(better),
+            "hardware": "an abacus",
+            "versions": "torch 2",
+            "ledger": {"evaluation_episodes": 400},
+        },
     }
     for minutes, (name, found) in enumerate(results_of_stages.items()):
         run.finish_stage(name, 60 * minutes, 1, {"line": f"{name} is done", **found})
@@ -390,6 +399,12 @@ def test_several_runs_in_one_page(tmp_path):
     assert [row[5] for row in oracle[:4]] == ["+10.0", "+20.0", "+35.0", "+25.0"]
     mean, low, high = mean_interval([10.0, 20.0, 35.0])
     assert oracle[4][5] == f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    costs = [["run", "minutes", "CPU seconds", "peak memory, GiB"], ["run", *overview.LEDGER]]
+    machine, ledger = (rows[rows.index(header) + 1 :][:5] for header in costs)
+    assert machine[0][:3] == ["seed0", "45.0", "10"]
+    for row, name in zip(ledger, names, strict=False):  # calibration and gauge 20 + 35
+        assert row == [name, "4", "1,234", "55", "0", "1,293", "400", "5,300"]
+    assert ledger[4][:3] == ["mean of seeds 0, 1, 2", "4 [4, 4]", "1,234 [1,234, 1,234]"]
     (agreement,) = [row for row in rows if row[0] == "seed0" and len(row) == 9]
     assert agreement[1].startswith("75.0 [") and agreement[2].startswith("25.0 [")
 
