@@ -8,7 +8,7 @@
     play                         the same in the browser, live: move the hand in both
     evaluate                     real success with intervals
     trust                        how often the dream lies
-    compare                      the dream beside its alternatives at the same real budget
+    compare                      the dream beside its alternatives, and what each has cost
     bench                        how fast it all is here, dream and reality in the same run
     report                       rewrite a run's report.md and .html; several runs in one page
     ship                         a finished run as one small archive
@@ -474,7 +474,7 @@ def compare_command(
     methods: Annotated[str, typer.Option(help="Separated by commas; default: all.")] = "",
     starts: Annotated[int | None, typer.Option(help="Test starts per task.")] = None,
 ) -> None:
-    """The dream beside its alternatives at the same real budget (hours; resumable)."""
+    """The dream beside its alternatives, and what each has cost (hours; resumable)."""
     import compare as study
     import render
     from evaluate import hardware
