@@ -36,7 +36,7 @@ train: setup
 
 # shipped/example.md says what it is.
 example: setup
-	$(RUN) -m tarfile --filter data -e shipped/example.tar.xz runs
+	$(RUN) unpack.py shipped/example.tar.xz runs
 	$(RUN) cli.py imagine runs/example $(ARGS)
 
 test: setup
