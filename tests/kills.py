@@ -9,10 +9,11 @@ pictures too, and metrics.jsonl and stages.json but for times and memory. The co
 results/kills.json after each run; the exit code is 1 where a run differed.
 
 Kills come as a Poisson process does: seconds of training to the next kill are drawn from an
-exponential distribution of mean LIFE, so that no moment is more likely than another. The clock
-starts where the training takes its folder: before it, Python only imports, and there is nothing to
-lose. With each kill stand the stages that were finished and the newest state in resume/, so that
-one can see what was hit. A run that was never killed is not counted.
+exponential distribution, so that no moment is more likely than another; its mean is a share (LIFE)
+of what a run takes on this machine. The clock starts where the training takes its folder: before
+it, Python only imports, and there is nothing to lose. With each kill stand the stages that were
+finished and the newest state in resume/, so that one can see what was hit. A run that was never
+killed is not counted.
 
 Each run has random numbers of its own: the same command, given again after an interruption, goes on
 with the counts of its --out.
@@ -42,7 +43,7 @@ from resume import checksum
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = {"time", "seconds", "cpu_seconds", "peak_gib"}
-LIFE = 10.0  # seconds; a debug run trains for about twice as long
+LIFE = 0.5  # of the time that a run left in peace takes
 COMMAND = "python cli.py train --preset debug --out RUN"
 
 
@@ -164,13 +165,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--life", type=float, default=LIFE, help="mean seconds to a kill")
+    parser.add_argument(
+        "--life", type=float, default=LIFE, help="mean time to a kill, in times of a run in peace"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "kills.json")
     options = parser.parse_args()
+    command = f"python tests/kills.py --kills {options.kills} --seed {options.seed}"
+    command += f" --life {options.life}" if options.life != LIFE else ""
     about = {
-        "command": f"python tests/kills.py --kills {options.kills} --seed {options.seed}",
+        "command": command,
         "killed": COMMAND, "commit": current_commit(), "seed": options.seed,
-        "mean_life": options.life, "hardware": hardware(),
+        "hardware": hardware(),
     }  # fmt: skip
     result = begun(options.out, about)
     with tempfile.TemporaryDirectory() as place:
@@ -178,12 +183,13 @@ def main() -> None:
         started = time.time()
         train(peace)
         expected, seconds = outcome(peace), time.time() - started
-        result["uninterrupted_seconds"] = round(seconds)
+        life = options.life * seconds
+        result |= {"uninterrupted_seconds": round(seconds), "mean_life": round(life, 1)}
         while result["kills"] < options.kills:
             number = result["begun"] + 1
             folder = Path(place) / f"run{number}"
             rng = np.random.default_rng([options.seed, number])
-            kills = killed_run(folder, rng, options.life, options.kills - result["kills"])
+            kills = killed_run(folder, rng, life, options.kills - result["kills"])
             found = outcome(folder)
             different = [what for what in expected if found[what] != expected[what]]
             if different:
