@@ -103,6 +103,10 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "long_runs.json")
     options = parser.parse_args()
+    record = {
+        "command": f"python tests/long_runs.py --iterations {options.iterations}",
+        "commit": current_commit(), "hardware": hardware(),
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         figures, _ = iterate(Path(place) / "run", options.iterations)
     shown = {}
@@ -112,10 +116,7 @@ def main() -> None:
             f"{who}_mib": round(now.pop(f"{who}_bytes") / 2**20, 1) for who in ("main", "workers")
         }
         shown[str(number)] = mib | now
-    record = {
-        "command": f"python tests/long_runs.py --iterations {options.iterations}",
-        "commit": current_commit(), "hardware": hardware(), "after_iterations": shown,
-    }  # fmt: skip
+    record["after_iterations"] = shown
     options.out.write_text(json.dumps(record, indent=1) + "\n")
     print(options.out.read_text())
 

@@ -7,7 +7,7 @@ import json
 import sys
 
 import pytest
-from long_runs import held, iterate
+from long_runs import ROOT, held, iterate
 
 import tasks
 from resume import KEPT
@@ -72,3 +72,12 @@ def test_memory_is_flat_over_200_iterations(tmp_path, capsys):
     assert max(memory[190:]) - max(memory[40:50]) < 32 * 2**20
     assert counts(figures[-1]) == counts(figures[49])
     assert_bounded(run, 200)
+
+
+def test_the_stored_figures_are_of_200_iterations():
+    """results/long_runs.json holds what the slow test asks for."""
+    record = json.loads((ROOT / "results" / "long_runs.json").read_text())
+    after = record["after_iterations"]
+    assert set(after) == {"10", "50", "200"}
+    grown = sum(after["200"][name] - after["50"][name] for name in ("main_mib", "workers_mib"))
+    assert grown < 32 and counts(after["200"]) == counts(after["50"])
