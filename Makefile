@@ -21,6 +21,7 @@ ARGS ?=
 
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.notebook-tools
+DATA := $(VENV)/.data-tools
 SUPPLY := $(VENV)/.supply-tools
 RUN := "$(VENV)/bin/python"
 PIP := $(RUN) -m pip --disable-pip-version-check
@@ -28,7 +29,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PYTEST := -m pytest -n 2 --dist loadfile
 
 .PHONY: train example test test-all test-minimum lint setup notebooks notebook-tools clean-venv
-.PHONY: constraints licences audit
+.PHONY: data-tools constraints licences audit
 .DEFAULT_GOAL := setup
 
 train: setup
@@ -36,7 +37,7 @@ train: setup
 
 # shipped/example.md says what it is.
 example: setup
-	$(RUN) -m tarfile --filter data -e shipped/example.tar.xz runs
+	$(RUN) unpack.py shipped/example.tar.xz runs
 	$(RUN) cli.py imagine runs/example $(ARGS)
 
 test: setup
@@ -71,6 +72,9 @@ notebooks: setup notebook-tools
 
 # With these `make test` runs the notebooks too, at debug size.
 notebook-tools: $(TOOLS)
+
+# With these it runs the tests of HDF5 and LeRobot too.
+data-tools: $(DATA)
 
 # Every version of constraints.txt anew, for all Pythons and systems at once, from the direct
 # dependencies in requirements*.txt; what still fits stays, unless ARGS=--upgrade. The libraries of
@@ -125,6 +129,10 @@ $(STAMP): requirements.txt constraints.txt
 
 $(TOOLS): requirements-notebooks.txt $(STAMP)
 	$(PIP) install --quiet -r requirements-notebooks.txt -c constraints.txt
+	@touch "$@"
+
+$(DATA): requirements-data.txt $(STAMP)
+	$(PIP) install --quiet -r requirements-data.txt -c constraints.txt
 	@touch "$@"
 
 $(SUPPLY): requirements-tools.txt $(STAMP)

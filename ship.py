@@ -7,7 +7,8 @@
     shipped/example.md                       the card: what it is, and the run's report
 
 Unpacked, it is a run folder for `imagine`, `play`, `evaluate` and `report`. `make example` unpacks
-the one that comes with the project; `python cli.py ship` made it, of a run of the preset example.
+the one that comes with the project (unpack.py); `python cli.py ship` made it, of a run of the
+preset example.
 
 Weights are rounded to bfloat16: half of their size, and a third once they are packed, since their
 exponents are much alike. Kinematics keeps its precision, for its errors add up from decision to
@@ -39,7 +40,7 @@ CARD = """# {name}{ending}
 A finished run of World-Env, {megabytes:.1f} MB, to look at before one has been trained:
 
 ```
-python -m tarfile --filter data -e {name}{ending} runs
+python unpack.py {name}{ending} runs
 python cli.py imagine runs/{name}
 python cli.py play runs/{name}
 ```

@@ -8,8 +8,15 @@ comes to its end. Every tensor of all checkpoints and episodes must then be the 
 pictures too, and metrics.jsonl and stages.json but for times and memory. The counts go to
 results/kills.json after each run; the exit code is 1 where a run differed.
 
-Kills come as a Poisson process does: seconds from one start to the next kill are drawn from an
-exponential distribution of mean LIFE, so that no moment is more likely than another.
+Kills come as a Poisson process does: seconds of training to the next kill are drawn from an
+exponential distribution, so that no moment is more likely than another; its mean is a share (LIFE)
+of what a run takes on this machine. The clock starts where the training takes its folder: before
+it, Python only imports, and there is nothing to lose. With each kill stand the stages that were
+finished and the newest state in resume/, so that one can see what was hit. A run that was never
+killed is not counted.
+
+Each run has random numbers of its own: the same command, given again after an interruption, goes on
+with the counts of its --out.
 """
 
 import argparse
@@ -25,6 +32,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,17 +43,20 @@ from resume import checksum
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = {"time", "seconds", "cpu_seconds", "peak_gib"}
+LIFE = 0.5  # of the time that a run left in peace takes
 COMMAND = "python cli.py train --preset debug --out RUN"
 
 
 def train(folder: Path, life: float | None = None) -> tuple[bool, str]:
-    """The command, killed after `life` seconds with all its processes unless it has ended before:
-    (whether it was killed, its output). AssertionError where it fails by itself."""
+    """The command, killed with all its processes after `life` seconds of training, unless it has
+    ended before: (whether it was killed, its output). AssertionError where it fails by itself."""
     words = [sys.executable, str(ROOT / "cli.py"), "train", "--preset", "debug"]
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             [*words, "--out", str(folder)], stdout=output, stderr=output, start_new_session=True
         )
+        while life is not None and process.poll() is None and not at_work(process.pid, folder):
+            time.sleep(0.02)
         try:
             process.wait(life)
             killed = False
@@ -56,6 +67,15 @@ def train(folder: Path, life: float | None = None) -> tuple[bool, str]:
         text = output.read()
     assert killed or process.returncode == 0, text
     return killed, text
+
+
+def at_work(pid: int, folder: Path) -> bool:
+    """Whether a process trains in a run folder: it holds config.json open (`only_training`)."""
+    try:
+        opened = psutil.Process(pid).open_files()
+    except psutil.Error:  # it has just ended
+        return False
+    return os.path.realpath(folder / "config.json") in {file.path for file in opened}
 
 
 def without_times(value):
@@ -93,15 +113,49 @@ def outcome(folder: Path) -> dict:
     }  # fmt: skip
 
 
-def killed_run(folder: Path, rng: np.random.Generator, mean: float, left: int) -> list[float]:
-    """A run that is killed at most `left` times; returns the seconds it lived each time."""
-    lives = []
+def killed_run(folder: Path, rng: np.random.Generator, mean: float, left: int) -> list[dict]:
+    """A run that is killed at most `left` times; returns of each kill how many "seconds" the
+    training had been at work, the stages that were "finished", and the "newest_state" in resume/,
+    from which the next one may go on (None: there was none)."""
+    kills: list[dict] = []
     while True:
-        life = float(rng.exponential(mean)) if len(lives) < left else None
+        life = float(rng.exponential(mean)) if len(kills) < left else None
         killed, _ = train(folder, life)
         if not killed:
-            return lives
-        lives.append(life)
+            return kills
+        stages = folder / "stages.json"
+        states = sorted(folder.glob("resume/*.safetensors"), key=lambda path: path.stat().st_mtime)
+        kills.append(
+            {
+                "seconds": round(life, 1),
+                "finished": list(json.loads(stages.read_text())) if stages.is_file() else [],
+                "newest_state": states[-1].name if states else None,
+            }
+        )
+
+
+def count(result: dict, kills: list[dict], different: list[str]) -> None:
+    """Enter a run into the counts. One that was never killed shows nothing about kills: it has been
+    begun, and is in no other count, unless it differs."""
+    result["begun"] += 1
+    result["kills"] += len(kills)
+    result["runs"] += bool(kills)
+    result["killed_at"].append(kills)
+    if different:
+        result["differences"].append({"run": result["begun"], "what": different})
+    else:
+        result["bit_equal"] += len(kills)
+        result["runs_bit_equal"] += bool(kills)
+
+
+def begun(path: Path, about: dict) -> dict:
+    """The counts so far of the same command and commit; or none yet, of both."""
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if all(found.get(name) == value for name, value in about.items()) and "begun" in found:
+            return found
+    counts = dict.fromkeys(("kills", "bit_equal", "runs", "runs_bit_equal", "begun"), 0)
+    return counts | {"differences": []} | about | {"killed_at": []}
 
 
 def main() -> None:
@@ -111,42 +165,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--life", type=float, default=20.0, help="mean seconds to a kill")
+    parser.add_argument(
+        "--life", type=float, default=LIFE, help="mean time to a kill, in times of a run in peace"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "kills.json")
     options = parser.parse_args()
-    rng = np.random.default_rng(options.seed)
+    command = f"python tests/kills.py --kills {options.kills} --seed {options.seed}"
+    command += f" --life {options.life}" if options.life != LIFE else ""
+    about = {
+        "command": command,
+        "killed": COMMAND, "commit": current_commit(), "seed": options.seed,
+        "hardware": hardware(),
+    }  # fmt: skip
+    result = begun(options.out, about)
     with tempfile.TemporaryDirectory() as place:
         peace = Path(place) / "peace"
         started = time.time()
         train(peace)
         expected, seconds = outcome(peace), time.time() - started
-        result = {
-            "kills": 0, "bit_equal": 0, "runs": 0, "runs_bit_equal": 0, "differences": [],
-            "command": f"python tests/kills.py --kills {options.kills} --seed {options.seed}",
-            "killed": COMMAND, "commit": current_commit(), "seed": options.seed,
-            "hardware": hardware(),
-            "uninterrupted_seconds": round(seconds), "mean_life": options.life, "lives": [],
-        }  # fmt: skip
+        life = options.life * seconds
+        result |= {"uninterrupted_seconds": round(seconds), "mean_life": round(life, 1)}
         while result["kills"] < options.kills:
-            folder = Path(place) / f"run{result['runs']}"
-            lives = killed_run(folder, rng, options.life, options.kills - result["kills"])
+            number = result["begun"] + 1
+            folder = Path(place) / f"run{number}"
+            rng = np.random.default_rng([options.seed, number])
+            kills = killed_run(folder, rng, life, options.kills - result["kills"])
             found = outcome(folder)
             different = [what for what in expected if found[what] != expected[what]]
-            result["runs"] += 1
-            result["kills"] += len(lives)
-            result["lives"].append([round(life, 1) for life in lives])
             if different:
-                result["differences"].append({"run": result["runs"], "what": different})
-                shutil.copytree(folder, options.out.parent / f"kills_run{result['runs']}")
-            else:
-                result["runs_bit_equal"] += 1
-                result["bit_equal"] += len(lives)
+                shutil.copytree(folder, options.out.parent / f"kills_run{number}")
+            count(result, kills, different)
             options.out.write_text(json.dumps(result, indent=1) + "\n")
             print(
-                f"{result['kills']} kills, {result['bit_equal']} bit-equal; {different or 'same'}"
+                f"{result['kills']} kills, {result['bit_equal']} bit-equal; {different or 'same'}",
+                flush=True,
             )
             shutil.rmtree(folder)
-    sys.exit(result["bit_equal"] < result["kills"])
+    sys.exit(bool(result["differences"]))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
-"""The run that comes with the project, shipped/example.tar.xz: small, whole, and no smear."""
+"""The run that comes with the project, shipped/example.tar.xz: small, whole, and no smear. And what
+unpacks it: only below its folder, whatever the archive says."""
 
+import io
 import json
+import lzma
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from trees import unpack
+from trees import tree
+from trees import unpack as unpack_by_command
 
 import demos
 import evaluate
@@ -15,6 +21,7 @@ import report
 import runs
 import ship
 import trust
+import unpack
 
 ROOT = Path(ship.__file__).resolve().parent
 ARCHIVE, CARD = ROOT / "shipped" / "example.tar.xz", ROOT / "shipped" / "example.md"
@@ -24,7 +31,7 @@ ARCHIVE, CARD = ROOT / "shipped" / "example.tar.xz", ROOT / "shipped" / "example
 def run(tmp_path_factory) -> runs.Run:
     """Unpacked as `make example` does it."""
     folder = tmp_path_factory.mktemp("shipped")
-    unpack(ARCHIVE, folder)
+    unpack_by_command(ARCHIVE, folder)
     return runs.Run.open(folder / "example")
 
 
@@ -79,3 +86,113 @@ def test_it_reports_itself(run):
     page = report.write_report(run)
     assert "## Real success" in page.read_text()
     assert json.loads((run.folder / "stages.json").read_text()) == run.stages
+
+
+# ---------------------------------------------------------------------------------------- unpacking
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    """A member without content."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def archive_of(path: Path, *members: tarfile.TarInfo) -> Path:
+    """A healthy file, then these."""
+    with tarfile.open(path, "w:xz") as archive:
+        healthy = tarfile.TarInfo("run/config.json")
+        healthy.size = 2
+        archive.addfile(healthy, io.BytesIO(b"{}"))
+        for info in members:
+            archive.addfile(info)
+    return path
+
+
+@pytest.fixture(params=["with the filter", "without"])
+def any_python(request, monkeypatch) -> None:
+    """As on a Python that knows tarfile's filters, and as on one that does not."""
+    if request.param == "without":
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    elif not hasattr(tarfile, "data_filter"):
+        pytest.skip("this Python does not know them")
+
+
+HOSTILE = {
+    "above": member("../outside"),
+    "above, later": member("run/../../outside"),
+    "absolute": member("ABSOLUTE/outside"),
+    "the folder itself": member("."),
+    "symbolic link": member("run/link", tarfile.SYMTYPE, "config.json"),
+    "symbolic link outside": member("run/link", tarfile.SYMTYPE, "../../outside"),
+    "hard link": member("run/link", tarfile.LNKTYPE, "run/config.json"),
+    "device": member("run/device", tarfile.CHRTYPE),
+    "pipe": member("run/pipe", tarfile.FIFOTYPE),
+    "folder outside": member("../outside", tarfile.DIRTYPE),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_what_leads_outside_is_refused(kind, any_python, tmp_path, capsys):
+    """In one line that names it, and not even the healthy file before it is written."""
+    info = HOSTILE[kind].replace(name=HOSTILE[kind].name.replace("ABSOLUTE", str(tmp_path)))
+    archive = archive_of(tmp_path / "hostile.tar.xz", info)
+    before = tree(tmp_path)
+    assert unpack.main([str(archive), str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and repr(info.name) in said
+    assert tree(tmp_path) == before
+
+
+def test_a_link_that_is_there_already_leads_nowhere(any_python, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs" / "run").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="run/config.json"):
+        unpack.unpack(archive_of(tmp_path / "a.tar.xz"), tmp_path / "runs")
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_healthy_archive_is_unpacked_twice(any_python, tmp_path):
+    """Over itself, and where the runs are, by a link, on another disk."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    archive = archive_of(tmp_path / "a.tar.xz", member("run/empty", tarfile.DIRTYPE))
+    for _ in range(2):
+        assert unpack.main([str(archive), str(tmp_path / "runs")]) == 0
+    assert set(tree(tmp_path / "disk")) == {"run", "run/config.json", "run/empty"}
+    assert (tmp_path / "runs" / "run" / "config.json").read_text() == "{}"
+
+
+def test_a_damaged_archive_is_refused(tmp_path, monkeypatch):
+    """Cut off anywhere, no archive at all, a byte changed, too much in it: nothing is written."""
+    whole = ARCHIVE.read_bytes()
+    spoiled = [
+        b"",
+        b"no archive",
+        whole[:-100],
+        whole[:1000],
+        whole[:-2000] + bytes([whole[-2000] ^ 1]) + whole[-1999:],
+        lzma.compress(b"no archive" * 100),
+    ]
+    archive, folder = tmp_path / "a.tar.xz", tmp_path / "runs"
+    for data in spoiled:
+        archive.write_bytes(data)
+        with pytest.raises(ValueError, match="expected a whole .tar.xz"):
+            unpack.unpack(archive, folder)
+    archive.write_bytes(whole)
+    monkeypatch.setattr(unpack, "LARGEST", 2**20)
+    with pytest.raises(ValueError, match="got more than 1 MiB"):
+        unpack.unpack(archive, folder)
+    with pytest.raises(OSError):
+        unpack.unpack(tmp_path / "missing.tar.xz", folder)
+    assert set(tree(tmp_path)) == {"a.tar.xz"}
+
+
+def test_unpacking_needs_no_package_and_says_how(tmp_path):
+    """-S leaves out all that pip has installed."""
+    command = [sys.executable, "-S", str(ROOT / "unpack.py")]
+    done = subprocess.run([*command, ARCHIVE, tmp_path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "example").is_dir()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == f"{unpack.USAGE}\n"

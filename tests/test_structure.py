@@ -14,7 +14,7 @@ MAX_FILE, MAX_FUNCTION = 600, 70  # lines
 
 # Each part may import from parts further up only.
 LAYERS = [
-    {"render", "libero_tasks", "camera", "page", "processes"},
+    {"render", "libero_tasks", "camera", "page", "processes", "unpack"},
     {"instructions"},
     {"view"},
     {"vlm"},
