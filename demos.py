@@ -304,9 +304,13 @@ def describe(folder: Path) -> Description:
 
 
 def camera_of(folder: Path) -> Camera:
-    """The camera of a run's own episodes, without reading them."""
+    """The camera of a run's own episodes, without reading them; BadEpisodes where none is named."""
     camera = describe(folder).camera
-    assert camera is not None  # a run records its own episodes
+    if camera is None:  # a run records its own episodes, so that one is spoiled
+        raise BadEpisodes(
+            f"{folder / 'dataset.json'}: names no camera; expected that of a run's own episodes; "
+            "train with another --out"
+        )
     return camera
 
 
@@ -338,7 +342,7 @@ def _read_description(folder: Path, expected: EnvConfig | None) -> Description:
         )
     except BadEpisodes:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadEpisodes(f"{path}: not readable ({error}); collect the episodes anew") from error
     if expected is not None:
         for name in ("size", "chunk"):

@@ -137,7 +137,7 @@ class Keeper:
         if torch.cuda.is_available():
             about["random_cuda"] = torch.cuda.get_rng_state()
         if self.log is not None and self.log.is_file():
-            about["log"] = self.log.read_text()
+            about["log"] = self.log.read_text(errors="replace")  # ours are ASCII
         states = {"own": about, "main": state}
         states |= {name: thing.state() for name, thing in self.also.items()}
         if processes.is_main():

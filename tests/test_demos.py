@@ -259,11 +259,27 @@ def test_truncated_files_are_refused(folder, keep):
     assert_refused(folder, "episode_00001", "damaged or truncated")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "env": {}, "camera": 3}', "\x00"])
+SMALLEST = '{"format": 1, "env": {}, "camera": null, "state_dim": %s}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format": 1, "env": {}, "camera": 3}', "\x00"]
+    + [SMALLEST % size for size in ("Infinity", "NaN", "[]")],
+)
 def test_a_damaged_description_is_refused(folder, text):
     """dataset.json that is not one."""
     (folder / "dataset.json").write_text(text)
     assert_refused(folder, "dataset.json", "not readable")
+
+
+def test_a_run_s_episodes_name_their_camera(folder):
+    """Episodes of others may not, but nothing can be dreamt without it."""
+    assert demos.camera_of(folder) == CAMERA
+    (folder / "dataset.json").write_text(SMALLEST % 4)
+    assert demos.describe(folder).camera is None
+    with pytest.raises(BadEpisodes, match="dataset.json: names no camera; expected.*--out"):
+        demos.camera_of(folder)
 
 
 def test_another_format_is_refused(folder):

@@ -263,7 +263,7 @@ def test_metrics_are_set_back(tmp_path):
     run.keeper("rl", 1).write(1, {})
     kept = path.read_text()
     run.log(stage="rl", round=1, iteration=1)
-    path.write_text(path.read_text() + '{"time": 1, "sta')
+    path.write_bytes(path.read_bytes() + b'{"stage": "sft", "x": "\xff"}\n{"time": 1, "sta')
     half = run.folder / "resume" / ".rl-2.safetensors.123.tmp"  # the disk was written to
     half.write_bytes(b"half of a file")
     run = Run.create(tmp_path / "run", preset("debug"))
