@@ -17,6 +17,7 @@ import pytest
 import torch
 from kills import killed_run, outcome
 from kills import train as train_command
+from safetensors.torch import save as to_bytes
 from shared_work import CAMERA, EPISODES, SIZE, AnySlot, small_policy, weights
 from test_ppo import SIZE as WALK_SIZE
 
@@ -225,6 +226,35 @@ def test_the_last_two_states_and_a_damaged_one(tmp_path, capsys):
     assert Keeper(tmp_path, "pol", 4).steps == 0  # that of another
     resume.forget(tmp_path)
     assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["null", "[]", "{}", "5", "[" * 100_000, '{"own": 1}', '{"own": {}}', '{"own": {"steps": "x"}}',
+     '{"own": {"steps": Infinity}}'],
+)  # fmt: skip
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_state_that_is_none(text, checked, tmp_path, capsys):
+    """Whether its checksum is right or it has none: the one before it."""
+    fitted("policy", tmp_path)
+    path = tmp_path / "policy-11.safetensors"
+    tensors = {"own/random": torch.get_rng_state()} if "own" in text else {}
+    about = {"description": text}
+    about |= {"sha256": resume.checksum(text, tensors)} if checked else {}
+    path.write_bytes(to_bytes(tensors, metadata=about))
+    capsys.readouterr()
+    assert Keeper(tmp_path, "policy", 4).steps == 8
+    assert "policy-11.safetensors: damaged (" in capsys.readouterr().err
+
+
+def test_a_state_without_its_checksum(tmp_path):
+    """Nobody knows whether it is whole."""
+    fitted("policy", tmp_path)
+    path = tmp_path / "policy-11.safetensors"
+    tensors, text = resume.read_tensors(path)
+    path.write_bytes(to_bytes(tensors, metadata={"description": text}))
+    assert resume.read_tensors(path)[1] == text  # as a checkpoint of an earlier version is read
+    assert Keeper(tmp_path, "policy", 4).steps == 8
 
 
 def test_a_checkpoint_with_one_wrong_bit(tmp_path):
