@@ -332,6 +332,7 @@ def test_damaged_checkpoint(here):
         ("evaluate run --policy sft", "sft"),
         ("evaluate run --termination reflector", "reflector"),
         ("imagine run", "reflector"),
+        ("ship run --out new/run.tar.xz", "sft"),
     ],
 )
 def test_missing_checkpoint(here, command, word):
