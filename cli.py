@@ -382,7 +382,6 @@ def ship_command(
         raise ValueError(f"--out: got {str(out)!r}; expected a file that ends in {ENDING}")
     run = Run.open(folder)
     check_output(out.parent, PICTURES_MB)
-    out.parent.mkdir(parents=True, exist_ok=True)
     print(f"{out}: {ship(run, out) / 1e6:.2f} MB")
 
 

@@ -22,11 +22,13 @@ holds, for T decisions,
                                       the reflector's label y_t
 
 and, in the file's own header, task, instruction, seed, source ("expert", "exploration" or
-"evaluation").
+"evaluation"), and a checksum of all this. Where there is none (earlier versions, files of others),
+none is asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -44,6 +46,7 @@ FORMAT = 1
 ROBOT = METAWORLD.name  # of folders that do not name theirs
 SOURCES = ("expert", "exploration", "evaluation")
 _ARRAYS = {"image": np.uint8, "state": np.float32, "action": np.float32, "success": np.uint8}
+_WORDS = ("task", "instruction", "seed", "source")
 
 
 class BadEpisodes(ValueError):
@@ -231,6 +234,23 @@ def parse_json(text: str | bytes):
         raise ValueError("nested too deeply") from error
 
 
+def checksum(text: str, arrays: dict[str, tuple[str, np.ndarray]]) -> str:
+    """SHA-256 over a text and all arrays: names, types and shapes in words, bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        words, array = arrays[name]
+        digest.update(f"{name} {words}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _checksum(header: dict[str, str], arrays: dict[str, np.ndarray]) -> str:
+    """That of an episode: of the words in its header, and its arrays."""
+    text = json.dumps([header[name] for name in _WORDS])
+    told = {name: (f"{a.dtype} {a.shape}", np.ascontiguousarray(a)) for name, a in arrays.items()}
+    return checksum(text, told)
+
+
 def save(
     folder: Path,
     episodes: list[Episode],
@@ -264,9 +284,8 @@ def save(
     first = 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
     for number, episode in enumerate(episodes, start=first):
         arrays = {name: np.ascontiguousarray(getattr(episode, name)) for name in _ARRAYS}
-        header = {
-            name: str(getattr(episode, name)) for name in ("task", "instruction", "seed", "source")
-        }
+        header = {name: str(getattr(episode, name)) for name in _WORDS}
+        header["sha256"] = _checksum(header, arrays)
         write_atomically(
             folder / f"episode_{number:05d}.safetensors", to_bytes(arrays, metadata=header)
         )
@@ -304,9 +323,13 @@ def describe(folder: Path) -> Description:
 
 
 def camera_of(folder: Path) -> Camera:
-    """The camera of a run's own episodes, without reading them."""
+    """The camera of a run's own episodes, without reading them; BadEpisodes where none is named."""
     camera = describe(folder).camera
-    assert camera is not None  # a run records its own episodes
+    if camera is None:  # a run records its own episodes, so that one is spoiled
+        raise BadEpisodes(
+            f"{folder / 'dataset.json'}: names no camera; expected that of a run's own episodes; "
+            "train with another --out"
+        )
     return camera
 
 
@@ -338,7 +361,7 @@ def _read_description(folder: Path, expected: EnvConfig | None) -> Description:
         )
     except BadEpisodes:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadEpisodes(f"{path}: not readable ({error}); collect the episodes anew") from error
     if expected is not None:
         for name in ("size", "chunk"):
@@ -413,6 +436,8 @@ def _read_episode(path: Path, about: Description) -> Episode:
             seed=int(header["seed"]),
             source=header["source"],
         )
+        if header.get("sha256", "") not in ("", _checksum(header, arrays)):
+            raise ValueError("its checksum is another")
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise BadEpisodes(
             f"{path}: damaged or truncated ({error}); delete it or collect it anew"

@@ -85,8 +85,9 @@ def fit(
         metrics = processes.add_up(parameters, metrics)
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(
-                f"{type(part).__name__}: loss is {metrics['loss']} at step {step}; "
-                "lower the learning rate"
+                f"{type(part).__name__}: loss is {metrics['loss']} at step {step}; expected a "
+                "number; run the same command again to resume from the last state; if that "
+                "diverges too, a new --out with another --seed or a lower learning_rate in runs.py"
             )
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -65,9 +65,9 @@ def write(folders: list[Path], out: Path | None = None) -> list[Path]:
         raise ValueError(f"--out: got {path}; expected a file that ends in .html; choose another")
     check_output(path.parent, REPORT_MB)
     with what_is_missing(folders):
-        page = overview(dict(zip(short_names(places), runs, strict=True)))
+        page = overview(dict(zip(short_names(places), runs, strict=True))).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page.encode())
+    write_atomically(path, page)
     return [path]
 
 

@@ -499,8 +499,9 @@ def update(
             infos.append(processes.add_up(trained, info))
             if not math.isfinite(infos[-1]["loss"]):  # a step with it would spoil every weight
                 raise FloatingPointError(
-                    f"LOOP: the loss is {infos[-1]['loss']}; expected a number; lower the learning "
-                    "rate, then run the same command again to resume"
+                    f"LOOP: the loss is {infos[-1]['loss']}; expected a number; run the same "
+                    "command again to resume from the last state; if that diverges too, a new "
+                    "--out with another --seed or a lower learning_rate in runs.py"
                 )
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()

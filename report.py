@@ -44,16 +44,17 @@ from worldenv import WorldEnv, start_frames
 def write_report(run: Run) -> Path:
     """Write report.md, report.html and their charts (pictures/*.png) into the run folder; return
     the path of report.md. Raises BadRun (ValueError) for a damaged RUN/trust/trust.json, and for a
-    stages.json that lacks something."""
+    stages.json that lacks something or is spoiled; nothing is written then."""
+    path = run.folder / "report.md"
     with what_is_missing([run.folder]):
         text, charts = report_text(run), _charts(run)
+        encoded = text.encode()
     for name, chart in charts.items():
         (run.folder / "pictures").mkdir(exist_ok=True)
         write_atomically(run.folder / "pictures" / name, chart)
     page = html_page(text, lambda name: _bytes(run.folder / name))
-    write_atomically(run.folder / "report.html", page.encode())
-    path = run.folder / "report.md"
-    write_atomically(path, text.encode())
+    write_atomically(path.with_suffix(".html"), page.encode())
+    write_atomically(path, encoded)
     return path
 
 
@@ -71,12 +72,16 @@ def report_text(run: Run, pictures: bool = True) -> str:
 
 @contextlib.contextmanager
 def what_is_missing(folders: list[Path]) -> Iterator[None]:
-    """A record that lacks a key, of another version or edited by hand, as BadRun."""
+    """A record that lacks a key or has something else in its place, of another version or edited
+    by hand, as BadRun."""
     try:
         yield
-    except KeyError as error:
+    except BadRun:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"is spoiled ({error!r})"
         raise BadRun(
-            f"{', '.join(map(str, folders))}: a stages.json has no {error}; expected what `train` "
+            f"{', '.join(map(str, folders))}: a stages.json {what}; expected what `train` "
             "of this version writes; report it with the version that trained it, or train again"
         ) from error
 

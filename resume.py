@@ -17,7 +17,6 @@ damaged one is passed over for the one before. Nothing is unpickled.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import signal
@@ -30,8 +29,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import demos
 import processes
-from demos import write_atomically
+from demos import parse_json, write_atomically
 
 KEPT = 2  # states of a stage
 
@@ -40,12 +40,11 @@ KEPT = 2  # states of a stage
 
 def checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 over the text and all tensors: names, types, shapes, bytes."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    arrays = {}
+    for name, tensor in tensors.items():
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        arrays[name] = f"{tensor.dtype} {tuple(tensor.shape)}", data
+    return demos.checksum(text, arrays)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], text: str) -> None:
@@ -64,9 +63,9 @@ def packed_tensors(tensors: dict[str, torch.Tensor], text: str) -> bytes:
     return save(tensors, metadata={"description": text, "sha256": checksum(text, tensors)})
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+def read_tensors(path: Path, earlier: bool = True) -> tuple[dict[str, torch.Tensor], str]:
     """(tensors, text) that `write_tensors` wrote; ValueError or OSError for a file that is not
-    whole. Files of earlier versions have no checksum."""
+    whole. earlier: take files of earlier versions too, which have no checksum."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -76,7 +75,10 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     text = about.get("description", "null")
-    if about.get("sha256", "") not in ("", checksum(text, tensors)):
+    said = about.get("sha256", "")
+    if not said and not earlier:
+        raise ValueError("it has no checksum")
+    if said and said != checksum(text, tensors):
         raise ValueError("its checksum is another")
     return tensors, text
 
@@ -101,11 +103,12 @@ class Keeper:
         self.steps, self._states = 0, {}
         for path in reversed(self._files()):
             try:
-                self._states = self._read(path)
-            except (ValueError, OSError) as error:
+                states = self._read(path)
+                self.steps = int(states["own"]["steps"])
+            except (ValueError, TypeError, LookupError, OverflowError, OSError) as error:
                 tell(f"{path}: damaged ({error}); passed over, what was kept before it serves")
                 continue
-            self.steps = self._states["own"]["steps"]
+            self._states = states
             tell(f"{name} goes on after step {self.steps}")
             break
 
@@ -119,8 +122,8 @@ class Keeper:
         return [numbered[number] for number in sorted(numbered)]
 
     def _read(self, path: Path) -> dict[str, dict]:
-        tensors, text = read_tensors(path)
-        states = json.loads(text)
+        tensors, text = read_tensors(path, earlier=False)
+        states = parse_json(text)
         for name, tensor in tensors.items():
             whose, _, what = name.partition("/")
             states[whose][what] = tensor.clone()  # aligned as torch does it, and off the file
@@ -137,7 +140,7 @@ class Keeper:
         if torch.cuda.is_available():
             about["random_cuda"] = torch.cuda.get_rng_state()
         if self.log is not None and self.log.is_file():
-            about["log"] = self.log.read_text()
+            about["log"] = self.log.read_text(errors="replace")  # ours are ASCII
         states = {"own": about, "main": state}
         states |= {name: thing.state() for name, thing in self.also.items()}
         if processes.is_main():

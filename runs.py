@@ -440,8 +440,8 @@ class Clock:
         self.before = state
 
 
-def _stage_of(line: str) -> str | None:
-    """The stage that a line of metrics.jsonl belongs to; None for one that is not whole."""
+def _stage_of(line: bytes) -> str | None:
+    """The stage that a line of metrics.jsonl belongs to; None for one that is spoiled."""
     try:
         values = parse_json(line)
         stage = {"gauge": "rl"}.get(values["stage"], values["stage"])
@@ -532,16 +532,16 @@ class Run:
         return Keeper(self.folder / "resume", name, every, also, self._log)
 
     def forget_unfinished(self) -> None:
-        """Remove files that were cut off while they were written, from metrics.jsonl such a line
+        """Remove files that were cut off while they were written, from metrics.jsonl spoiled lines
         and those of stages that did not finish. (A state that is resumed from brings its own.)"""
         if not processes.is_main():
             return
         for path in self.folder.rglob(".*.tmp"):  # as write_atomically names them
             path.unlink(missing_ok=True)
-        lines = self._log.read_text().splitlines(keepends=True) if self._log.is_file() else []
+        lines = self._log.read_bytes().splitlines(keepends=True) if self._log.is_file() else []
         finished = [line for line in lines if _stage_of(line) in self.stages]
         if finished != lines:
-            write_atomically(self._log, "".join(finished).encode())
+            write_atomically(self._log, b"".join(finished))
 
     def log(self, **values) -> None:
         """Append one line to metrics.jsonl. Where a full disk or a kill cut the last one short, it

@@ -92,6 +92,7 @@ def ship(run: Run, archive: Path) -> int:
     name = archive.name.removesuffix(ENDING)
     data = packed({f"{name}/{path}": content for path, content in files.items()})
     about = card(run, name, len(data))
+    archive.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(archive, data)
     write_atomically(archive.with_name(f"{name}.md"), about.encode())
     return len(data)

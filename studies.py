@@ -13,14 +13,15 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from demos import collect_expert, play, write_atomically
+from demos import collect_expert, parse_json, play, write_atomically
 from evaluate import REAL_EPISODES, evaluate, hardware, mean_interval, test_starts, wilson
 from fit import FitConfig, fit
 from instructions import TASKS
@@ -35,6 +36,19 @@ _BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"  # of the README
 KEEP = (0.3, 0.8)  # where imitation solves this share there is room, and something to improve on
 
 
+@contextmanager
+def _reading(path: Path, remedy: str) -> Iterator[None]:
+    """A file of results that is spoiled, or lacks what is asked of it, as BadRun."""
+    try:
+        yield
+    except BadRun:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise BadRun(
+            f"{path}: not readable ({error!r}); expected what this version writes; {remedy}"
+        ) from error
+
+
 def screen(folder: Path, say: Callable[[str], None]) -> None:
     """Screen every task; resumable (one line per task in screening.jsonl,
     written as each group ends).
@@ -47,7 +61,11 @@ def screen(folder: Path, say: Callable[[str], None]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "screening.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows: list[dict] = []
+    if path.is_file():
+        with _reading(path, "delete it to screen every task again"):
+            rows = [parse_json(line) for line in path.read_bytes().splitlines()]
+            screening_table(rows)
     env = VecRealEnv(50, EnvConfig())
     try:
         for group in screening_groups(env):
@@ -103,7 +121,10 @@ def measure_expert(
     """The expert plays the first `starts` of the dev split of every task, up to the suite limit of
     steps; adds the counts to a JSON file, as an entry named after the suite."""
     config = with_tasks(RunConfig(), tasks).env
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    found: dict[str, dict] = {}
+    if path.is_file():
+        with _reading(path, "delete it, or choose another --out"):
+            found = {**parse_json(path.read_bytes())}
     seeds = split_seeds("dev", starts)
     rows: dict[str, dict] = {}
     env = VecRealEnv(min(starts, 8), config)
@@ -165,8 +186,10 @@ def screening_table(rows: list[dict]) -> str:
 
 def collect(run_folders: list[Path], results: Path) -> None:
     """Copy what finished runs measured (settings, stages; no weights, no films)
-    to results/runs/<name>.json."""
+    to results/runs/<name>.json. BadRun, and nothing is written, where a run is not finished, or the
+    results that are there already cannot be summed up with it."""
     commit = current_commit()
+    new: dict[Path, dict] = {}
     for folder in run_folders:
         run = Run.open(folder)
         if "evaluate" not in run.stages:
@@ -174,17 +197,29 @@ def collect(run_folders: list[Path], results: Path) -> None:
                 f"{folder}: not finished (no evaluate stage); run train again to finish it"
             )
         target = results / "runs" / f"{Path(folder).name}.json"
-        if target.is_file() and json.loads(target.read_text())["stages"] == run.stages:
+        if target.is_file() and _record(target)["stages"] == run.stages:
             continue  # the same run is there already: its commit stays the one it was made with
-        record = {
+        new[target] = {
             "command": _command(run),
             "commit": commit,
             "config": json.loads((run.folder / "config.json").read_text()),
             "stages": run.stages,
             "ledger": run.ledger(),
         }
+        with _reading(folder / "stages.json", "train again with another --out"):
+            _sums([new[target]])
+    _sums_of_all(results)
+    for target, record in new.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, json.dumps(record, indent=1).encode())
+
+
+def _record(path: Path) -> dict:
+    """One of results/runs/*.json; BadRun where it cannot be summed up."""
+    with _reading(path, "delete it, and add its run again: python cli.py summary RUN"):
+        record = parse_json(path.read_bytes())
+        _sums([record])
+    return record
 
 
 def _command(run: Run) -> str:
@@ -212,8 +247,20 @@ def current_commit() -> str:
 
 def summarize_runs(results: Path) -> dict:
     """results/runs/*.json, those of Meta-World -> results/summary.json: one flat object,
-    every value with interval, n, command and commit."""
-    records = [json.loads(path.read_text()) for path in sorted((results / "runs").glob("*.json"))]
+    every value with interval, n, command and commit. BadRun for a file that is spoiled."""
+    summary = _sums_of_all(results)
+    write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def _sums_of_all(results: Path) -> dict:
+    """The content of summary.json, from what the other files hold."""
+    records = [_record(path) for path in sorted((results / "runs").glob("*.json"))]
+    return _sums(records) | _counted(results)
+
+
+def _sums(records: list[dict]) -> dict[str, dict]:
+    """The figures of runs, means over the seeds of each kind."""
     records = [r for r in records if r["config"]["loop"]["branch"]]  # --plain runs stand alone
     records = [r for r in records if set(r["config"]["tasks"]) <= set(TASKS)]  # and LIBERO's too
     dream = [r for r in records if r["config"]["rl_env"] == "dream"]
@@ -263,8 +310,6 @@ def summarize_runs(results: Path) -> dict:
             dream,
             lambda r: _success(r, "policy", "reflector"),
         )
-    summary |= _counted(results)
-    write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
 
@@ -280,24 +325,37 @@ def _put_imitation(summary: dict, records: list[dict], name: str) -> None:
 
 def _counted(results: Path) -> dict[str, dict]:
     """What other commands measured and counted, each in a file of its own: no means over seeds."""
-    found = {}
-    for name in ("bench", "kills", "fuzz"):  # by cli.py bench, tests/kills.py, tests/fuzz_count.py
+    summary: dict[str, dict] = {}
+    for name, figures in (("bench", _how_fast), ("kills", _kills), ("fuzz", _fuzz)):
         path = results / f"{name}.json"
-        found[name] = json.loads(path.read_text()) if path.is_file() else None
-    summary = _how_fast(found["bench"]) if found["bench"] else {}
-    if kills := found["kills"]:
-        told = {key: kills[key] for key in ("command", "commit", "hardware")}
-        summary["kills_bit_equal"] = {"value": kills["bit_equal"], "n": kills["kills"], **told}
-    if fuzz := found["fuzz"]:
-        told = {key: fuzz[key] for key in ("command", "commit", "hardware")}
-        summary["fuzz_cases"] = {"value": fuzz["fuzz_cases"], "n": len(fuzz["readers"]), **told}
+        if path.is_file():
+            with _reading(path, "delete it, or make it again"):
+                summary |= figures(parse_json(path.read_bytes()))
     return summary
+
+
+ORIGIN = ("command", "commit", "hardware")
+
+
+def _kills(kills: dict) -> dict[str, dict]:
+    """The count of tests/kills.py."""
+    told = {key: kills[key] for key in ORIGIN}
+    return {"kills_bit_equal": {"value": kills["bit_equal"], "n": kills["kills"], **told}}
+
+
+def _fuzz(fuzz: dict) -> dict[str, dict]:
+    """The count of tests/fuzz_count.py over its readers, each of which may have been counted by
+    itself."""
+    readers = fuzz["readers"].values()
+    told = {key: ", ".join(sorted({reader[key] for reader in readers})) for key in ORIGIN}
+    cases = sum(reader["cases"] for reader in readers)
+    return {"fuzz_cases": {"value": cases, "n": len(readers), **told}}
 
 
 def _how_fast(bench: dict) -> dict[str, dict]:
     """The figures of `python cli.py bench`. Here n counts the turns of one run: the value is their
     median, low and high are the lowest and the highest."""
-    origin = {name: bench[name] for name in ("command", "commit", "hardware")}
+    origin = {name: bench[name] for name in ORIGIN}
     return {
         key: {name: figure[name] for name in ("value", "low", "high", "n")} | origin
         for key, figure in bench["figures"].items()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+RESUMED = ("train", "compare", "screen")  # commands that go on where they were; others begin anew
 HEARTBEAT = 30  # seconds between progress lines where no bar can be drawn (a log file, a pipe)
 
 
@@ -120,7 +121,14 @@ class OneLineErrors(TyperGroup):
             print(f"error: {line}", file=sys.stderr)
             processes.leave(2)
         if code == INTERRUPTED:
-            print("interrupted; run the same command again to resume", file=sys.stderr)
+            words = sys.argv[1:] if args is None else args
+            resumed = next((word for word in words if word[:1] != "-"), "") in RESUMED
+            again = (
+                "run the same command again to resume"
+                if resumed
+                else "the same command begins anew"
+            )
+            print(f"interrupted; {again}", file=sys.stderr)
         processes.leave(code or 0)
 
 

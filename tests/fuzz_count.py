@@ -3,8 +3,8 @@ default 1000 of seed 0 for all.
 
 Writes results/fuzz.json: for each reader the cases that passed (fuzzing.py says what that means),
 how many of them were read and how many refused, the longest one in seconds and the most memory in
-MiB, with the command, the seed, commit and hardware. A case that fails ends it with its traceback;
-nothing is written then. Readers that are named are counted anew, the others stay.
+MiB, with its own command, seed, commit, hardware and versions. A case that fails ends it with its
+traceback; nothing is written then. Readers that are named are counted anew, the others stay.
 """
 
 import json
@@ -33,15 +33,17 @@ def main(cases: int = 1000, seed: int = 0, *names: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             counts = fuzzing.fuzz(name, cases, seed, Path(folder))
         passed = counts["read"] + counts["refused"]
-        found["readers"][name] = {"cases": passed, **counts, "seed": seed}
-        print(name, found["readers"][name], flush=True)
-        found |= {
-            "fuzz_cases": sum(reader["cases"] for reader in found["readers"].values()),
+        print(name, counts, flush=True)
+        found["readers"][name] = {
+            "cases": passed,
+            **counts,
+            "seed": seed,
             "command": f"python tests/fuzz_count.py {cases} {seed}",
             "commit": current_commit(),
             "hardware": hardware(),
             "versions": versions(),
         }
+        found["fuzz_cases"] = sum(reader["cases"] for reader in found["readers"].values())
         write_atomically(OUT, json.dumps(found, indent=1).encode())
 
 

@@ -1,8 +1,9 @@
 """Damaged and hostile input for every reader, drawn by Hypothesis and read in a child process.
 
     episodes     a folder of episodes: dataset.json and safetensors files
-    checkpoints  the checkpoint of a run, its settings in the header
-    config       config.json and stages.json of a run, opened as every command opens it
+    checkpoints  policy, simulator and reflector of a run, their settings in the header
+    config       what else a run holds: settings, stages, metrics, camera, findings of `trust`;
+                 opened, resumed (a copy of it) and reported
     exports      a policy as `export_policy` leaves it
     hdf5         LIBERO's or robomimic's file         (needs requirements-data.txt)
     lerobot      a LeRobotDataset v3 folder           (needs requirements-data.txt)
@@ -11,8 +12,8 @@
 A case spoils a copy of a healthy folder: by the byte (flip, overwrite, cut, insert, splice, numbers
 that lie about a length) or by what the format means (a value of another type, a shape of 10^12, a
 link to another file). It passes where the child answers within SECONDS, with a result or an error
-that the command line tells in one line, has taken at most MEMORY beyond the size of the files, and
-left every file as it was.
+that the command line tells in one line, has taken at most MEMORY beyond the size of the files, has
+not asked for more than there is, and left every file as it was.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import os
 import shutil
 import struct
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -43,7 +45,10 @@ from trees import tree  # noqa: E402 (needs the path)
 
 SECONDS = 5.0  # a case may take so long
 MEMORY = 2**30  # bytes beyond the size of the files
-CEILING = 6 * 2**30  # bytes of addresses: what a case asks for beyond it fails, not the machine
+CEILING = 6 * 2**30  # bytes of addresses: a case that asks for more fails, not the machine
+
+
+OUT_OF_MEMORY = "error: out of memory"  # how the command line tells it
 
 
 # ---------------------------------------------------------------------------------------- the child
@@ -80,6 +85,8 @@ def _serve(pipe, name: str) -> None:
             if isinstance(error, ImportError):
                 line = None  # nothing that is needed may be missing here
             outcome, text = ("refused", line) if line is not None else ("traceback", "")
+            if terminal.is_out_of_memory(error) or (line or "").startswith(OUT_OF_MEMORY):
+                outcome = "memory"  # however well it is told
             text = text or "".join(traceback.format_exception(error)[-6:])
         pipe.send((outcome, text, max(0, _status("VmHWM") - before)))
 
@@ -311,12 +318,14 @@ def tiny_policy():
 
 
 def make_run(folder: Path) -> None:
-    """A run with a checkpoint and a finished stage."""
+    """A run that has begun: a checkpoint and two finished stages."""
     from checkpoints import save_part
     from runs import Run, preset
+    from tasks import DEFAULT_SUITE
 
     policy = tiny_policy()
-    run = Run.create(folder, replace(preset("debug"), policy=policy.config))
+    config = replace(preset("debug"), policy=policy.config, tasks=DEFAULT_SUITE)
+    run = Run.create(folder, config)
     save_part(run.checkpoint("sft"), policy, asdict(policy.config))
     result = {"line": "made by a test", "ledger": {"demonstrations": 4}}
     run.finish_stage("demos", 1.0, 1.0, result)
@@ -324,15 +333,44 @@ def make_run(folder: Path) -> None:
     run.log(stage="sft", step=0, loss=1.0)
 
 
+def make_finished_run(folder: Path) -> None:
+    """The same with all checkpoints, untrained, and the stages of a run that is in results/."""
+    from checkpoints import save_part
+    from demos import camera_of
+    from reflector import Reflector
+    from runs import Run
+    from simulator import Simulator
+
+    make_run(folder)
+    (folder / "episodes").mkdir()
+    make_episodes(folder / "episodes")
+    run = Run.open(folder)
+    simulator = Simulator(run.config.simulator, camera_of(run.episodes_folder))
+    for name, part in (("simulator", simulator), ("reflector", Reflector(run.config.reflector))):
+        save_part(run.checkpoint(name), part, part.description())
+    record = json.loads((ROOT / "results" / "runs" / "dream-0.json").read_text())
+    stages = record["stages"]
+    (folder / "stages.json").write_text(json.dumps(stages))
+    found = {"starts_per_task": 3, "split": "dev", "words": ["made by a test"]}
+    found["agreement"] = {"policy": stages["evaluate"]["agreement"]}
+    (folder / "trust").mkdir()
+    (folder / "trust" / "trust.json").write_text(json.dumps(found))
+
+
 def spoil_checkpoint(data: st.DataObject, folder: Path) -> list[str]:
-    safetensors_mutated(data, folder / "checkpoints" / "sft.safetensors")
+    name = data.draw(st.sampled_from(("sft", "simulator", "reflector")))
+    safetensors_mutated(data, folder / "checkpoints" / f"{name}.safetensors")
     return []
 
 
+SPOILED = (
+    "config.json", "config.json", "stages.json", "stages.json", "metrics.jsonl",
+    "episodes/dataset.json", "trust/trust.json",
+)  # fmt: skip
+
+
 def spoil_config(data: st.DataObject, folder: Path) -> list[str]:
-    name = data.draw(
-        st.sampled_from(("config.json", "config.json", "stages.json", "metrics.jsonl"))
-    )
+    name = data.draw(st.sampled_from(SPOILED))
     path = folder / name
     if name == "metrics.jsonl":
         path.write_bytes(bytes_mutated(data, path.read_bytes()))
@@ -342,12 +380,28 @@ def spoil_config(data: st.DataObject, folder: Path) -> list[str]:
 
 
 def read_run(folder: Path, words: list[str]) -> None:
-    """What commands do with a run: open it, sum up its ledger, load a policy."""
+    """What commands do with a run: open it, sum up its ledger, go on with it, report it, load its
+    parts."""
+    import report
+    from demos import camera_of
     from runs import Run
 
     run = Run.open(folder)
     run.ledger()
+    with tempfile.TemporaryDirectory() as place:  # a copy, since its metrics.jsonl is mended
+        parts = shutil.ignore_patterns("checkpoints")
+        copy = Path(shutil.copytree(folder, Path(place) / "run", ignore=parts))
+        before = tree(copy)
+        Run.create(copy, run.config).forget_unfinished()
+        left = tree(copy) | {"metrics.jsonl": before["metrics.jsonl"]}
+        assert left == before, "more than metrics.jsonl was changed"
+        for line in (copy / "metrics.jsonl").read_text().splitlines():
+            json.loads(line)
+    with report.what_is_missing([folder]):
+        report.report_text(run, pictures=False).encode()
     run.policy("sft")
+    run.reflector()
+    run.simulator(camera_of(run.episodes_folder))
 
 
 def make_export(folder: Path) -> None:
@@ -573,8 +627,9 @@ def read_lerobot(folder: Path, words: list[str]) -> None:
 
 COMMANDS = (
     "train", "imagine", "evaluate", "report", "trust", "expert", "screen", "summary",
-    "compare", "config", "demos collect", "demos load", "demos inspect", "demos export", "doctor",
-    "demos", "", "nonsense", *["play"] * (importlib.util.find_spec("nicegui") is not None),
+    "compare", "ship", "bench", "config", "demos collect", "demos load", "demos inspect",
+    "demos export", "doctor", "demos", "", "nonsense",
+    *["play"] * (importlib.util.find_spec("nicegui") is not None),
 )  # fmt: skip
 OPTIONS = (
     "--demos", "--preset", "--tasks", "--suite", "--seed", "--out", "--env", "--device",
@@ -582,8 +637,8 @@ OPTIONS = (
     "--simulator-models", "--task", "--actions", "--policy", "--split", "--termination",
     "--json", "--host", "--port", "--size", "--chunk", "--horizon", "--recorded",
     "--upside-down", "--film", "--upright", "--mirrored", "--image", "--instruction", "--fps",
-    "--video", "--seeds", "--methods", "--help", "--nonsense", "-x", "--", "--no-browser",
-    "--ensure-renderer",
+    "--video", "--seeds", "--methods", "--help", "--nonsense", "-x", "--", "--browser",
+    "--no-browser", "--ensure-renderer", "--run", "--quick",
 )  # fmt: skip
 WORDS = (
     "0", "1", "-1", "2", "5", "64", "63", "100", "99", "1e3", "1.5", "nan", "inf", "0x10",
@@ -594,7 +649,7 @@ WORDS = (
     "good/episode_00000.safetensors", "/proc/new", "..", ".", "/", "test", "dev", "train",
     "none", "oracle", "reflector", "expert", "before", "after", "gif", "mp4",
     "autoencoder=missing", "autoencoder=", "unet=,clip=x", "=", "a/b", "0,1", "0,,1",
-    "dream,sft", "null",
+    "dream,sft", "null", "new.tar.xz", "new/run.tar.xz", "new.json", "file/x.json",
 )  # fmt: skip
 
 
@@ -652,6 +707,7 @@ def read_words(folder: Path, words: list[str]) -> None:
 
 def _stop_before_work() -> None:
     """Replace what computes, plays, downloads or serves by an end with code 0."""
+    import bench
     import compare
     import doctor
     import pretrained
@@ -669,7 +725,7 @@ def _stop_before_work() -> None:
 
         play.serve = reached
     studies.screen = studies.measure_expert = compare.compare = studies.collect = reached
-    studies.summarize_runs = reached
+    studies.summarize_runs = bench.bench = reached
     render.choose_backend = lambda: None
     pretrained.find = reached
 
@@ -686,8 +742,8 @@ def _sweep(folder: Path) -> None:
 
 READERS = {
     "episodes": Reader(make_episodes, spoil_episodes, read_episodes),
-    "checkpoints": Reader(make_run, spoil_checkpoint, read_run),
-    "config": Reader(make_run, spoil_config, read_run),
+    "checkpoints": Reader(make_finished_run, spoil_checkpoint, read_run),
+    "config": Reader(make_finished_run, spoil_config, read_run),
     "exports": Reader(make_export, spoil_export, read_export),
     "hdf5": Reader(make_hdf5, spoil_hdf5, read_foreign, "h5py"),
     "lerobot": Reader(make_lerobot, spoil_lerobot, read_lerobot, "pyarrow"),

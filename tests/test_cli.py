@@ -334,6 +334,7 @@ def test_damaged_checkpoint(here):
         ("evaluate run --policy sft", "sft"),
         ("evaluate run --termination reflector", "reflector"),
         ("imagine run", "reflector"),
+        ("ship run --out new/run.tar.xz", "sft"),
     ],
 )
 def test_missing_checkpoint(here, command, word):
@@ -474,6 +475,8 @@ def test_failure_before_the_first_stage_leaves_no_run_folder(here, monkeypatch):
 
 
 def test_interruption(here, monkeypatch):
+    """Only where something was kept there is something to resume."""
+
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
@@ -481,6 +484,10 @@ def test_interruption(here, monkeypatch):
     result = in_process("train", "--preset", "debug", "--out", "run")
     assert result.exit_code == 130
     assert result.stderr == "interrupted; run the same command again to resume\n"
+    monkeypatch.setattr(runs.Run, "open", interrupted)
+    result = in_process("evaluate", "train")
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; the same command begins anew\n"
 
 
 def test_traceback_on_demand(here, monkeypatch):

@@ -259,11 +259,49 @@ def test_truncated_files_are_refused(folder, keep):
     assert_refused(folder, "episode_00001", "damaged or truncated")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "env": {}, "camera": 3}', "\x00"])
+@pytest.mark.parametrize("at", [-1, -300, "reach the goal", "exploration"])
+def test_a_wrong_bit_is_noticed(folder, at):
+    """In a frame, a number, a word of the header: all of it is still a sound episode."""
+    path = folder / "episode_00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[data.index(at.encode()) + 1 if isinstance(at, str) else at] ^= 2
+    path.write_bytes(data)
+    assert_refused(folder, "episode_00001", "damaged or truncated (its checksum is another)")
+
+
+def test_episodes_without_a_checksum(folder):
+    """Those of earlier versions and of others are read as they are."""
+    from safetensors.numpy import load_file
+    from safetensors.numpy import save as to_bytes
+
+    before, *_ = load(folder)
+    path = folder / "episode_00001.safetensors"
+    header = {name: str(getattr(before[1], name)) for name in ("task", "instruction", "seed")}
+    path.write_bytes(to_bytes(load_file(path), metadata=header | {"source": "exploration"}))
+    assert_equal(load(folder)[0][1], before[1])
+
+
+SMALLEST = '{"format": 1, "env": {}, "camera": null, "state_dim": %s}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format": 1, "env": {}, "camera": 3}', "\x00"]
+    + [SMALLEST % size for size in ("Infinity", "NaN", "[]")],
+)
 def test_a_damaged_description_is_refused(folder, text):
     """dataset.json that is not one."""
     (folder / "dataset.json").write_text(text)
     assert_refused(folder, "dataset.json", "not readable")
+
+
+def test_a_run_s_episodes_name_their_camera(folder):
+    """Episodes of others may not, but nothing can be dreamt without it."""
+    assert demos.camera_of(folder) == CAMERA
+    (folder / "dataset.json").write_text(SMALLEST % 4)
+    assert demos.describe(folder).camera is None
+    with pytest.raises(BadEpisodes, match="dataset.json: names no camera; expected.*--out"):
+        demos.camera_of(folder)
 
 
 def test_another_format_is_refused(folder):

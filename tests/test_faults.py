@@ -240,7 +240,7 @@ def test_workers_end_with_their_main_process(run):
 
 def test_loss_that_is_no_number(run):
     child = Faulty("nan", run, "filtered_bc")
-    assert_one_line(child.end(), "Policy: loss is nan at step 2", "lower the learning rate")
+    assert_one_line(child.end(), "Policy: loss is nan at step 2", "to resume", "a new --out")
     assert_kept(run, "demos", "sft", "explore")
     assert not (run / "checkpoints" / "filtered_bc.safetensors").exists()
     assert_resumes(run, "filtered_bc")

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
 pytest.importorskip("hypothesis", reason="needs hypothesis (requirements.txt)")
 
 import fuzzing  # noqa: E402 (needs hypothesis)
 from fuzzing import READERS, fuzz, missing  # noqa: E402
 
+import cli  # noqa: E402
 import formats  # noqa: E402
 import recordings  # noqa: E402
 import runs  # noqa: E402
@@ -246,6 +248,19 @@ def test_film_of_another_size_than_it_says(tmp_path):
 # --- the test itself -----------------------------------------------------------------------------
 
 
+def test_every_command_and_option_is_drawn():
+    """`play` only where it can be imported."""
+    app = typer.main.get_command(cli.app)
+    commands, options = set(), set()
+    for name, command in app.commands.items():
+        inner = {f"{name} {sub}": c for sub, c in getattr(command, "commands", {}).items()}
+        for words, leaf in (inner or {name: command}).items():
+            commands.add(words)
+            options |= {o for p in leaf.params for o in (*p.opts, *p.secondary_opts) if o[0] == "-"}
+    assert commands - {"play"} <= set(fuzzing.COMMANDS)
+    assert options <= set(fuzzing.OPTIONS)
+
+
 def spoiled_by(monkeypatch, read) -> None:
     """The reader `export` replaced by one with a fault (in the child: `fork` keeps the patch)."""
     import multiprocessing
@@ -278,17 +293,28 @@ def devour(folder: Path, words: list[str]) -> None:
     assert np.ones(2**30 + 2**26, np.uint8).any()
 
 
+def ask_for_too_much(folder: Path, words: list[str]) -> None:
+    np.ones(2**33, np.uint8)
+
+
+def ask_and_tell(folder: Path, words: list[str]) -> None:
+    """As the command line does it."""
+    raise fuzzing.Refused("error: out of memory (Unable to allocate 8.00 GiB)")
+
+
 @pytest.mark.parametrize(
     "fault, words",
     [
         (slip, "ZeroDivisionError"), (sleep, "hang"), (die, "exit code -9"),
-        (harm, "files changed"), (devour, "took 1"),
+        (harm, "files changed"), (devour, "took 1"), (ask_for_too_much, "memory\nout of memory"),
+        (ask_and_tell, "memory\nerror: out of memory"),
     ],
 )  # fmt: skip
 def test_the_fuzzing_notices(monkeypatch, tmp_path, fault, words):
-    """A traceback, a hang, a crash, a changed file, a gigabyte of memory."""
+    """A traceback, a hang, a crash, a changed file, a gigabyte of memory, and eight that nobody
+    would get."""
     spoiled_by(monkeypatch, lambda folder, said: folder.name == "healthy" or fault(folder, said))
-    monkeypatch.setattr(fuzzing, "SECONDS", 3.0 if fault is sleep else 5.0)
+    monkeypatch.setattr(fuzzing, "SECONDS", 3.0 if fault is sleep else 60.0)
     with pytest.raises(AssertionError, match=words):
         fuzz("episodes", 2, 0, tmp_path)
     shutil.rmtree(tmp_path / "spoiled", ignore_errors=True)

@@ -317,6 +317,28 @@ def test_trust_is_in_the_page(tmp_path):
     assert tree(run.folder) == before
 
 
+@pytest.mark.parametrize(
+    "stage, key, value, both",
+    [
+        ("evaluate", "results", None, True), ("evaluate", "results", {"sft": 5}, True),
+        ("rl", "probes", 5, True), ("rl", "history", [3], False),
+        ("reflector", "generated", "x", False), ("simulator", "line", "\ud800", False),
+    ],
+)  # fmt: skip
+def test_stages_that_are_spoiled(tmp_path, stage, key, value, both):
+    """One line for one run, and for two where their page tells of it (`both`); nothing is
+    written then."""
+    run, other = finished_run(tmp_path / "run"), finished_run(tmp_path / "other", seed=1)
+    run.stages[stage][key] = value
+    (run.folder / "stages.json").write_text(json.dumps(run.stages))
+    before = tree(tmp_path)
+    assert_one_line(in_process("report", run.folder), "stages.json", "expected", "again")
+    if both:
+        told = in_process("report", run.folder, other.folder)
+        assert_one_line(told, "stages.json", "expected", "again")
+    assert tree(tmp_path) == before
+
+
 def test_a_folder_s_name_is_shown_as_it_is(tmp_path):
     run = finished_run(tmp_path / "<b>bold *x*")
     found = Page(report.write_report(run).with_suffix(".html").read_text())

@@ -17,6 +17,7 @@ import pytest
 import torch
 from kills import killed_run, outcome
 from kills import train as train_command
+from safetensors.torch import save as to_bytes
 from shared_work import CAMERA, EPISODES, SIZE, AnySlot, small_policy, weights
 from test_ppo import SIZE as WALK_SIZE
 
@@ -227,6 +228,35 @@ def test_the_last_two_states_and_a_damaged_one(tmp_path, capsys):
     assert not tmp_path.exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["null", "[]", "{}", "5", "[" * 100_000, '{"own": 1}', '{"own": {}}', '{"own": {"steps": "x"}}',
+     '{"own": {"steps": Infinity}}'],
+)  # fmt: skip
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_state_that_is_none(text, checked, tmp_path, capsys):
+    """Whether its checksum is right or it has none: the one before it."""
+    fitted("policy", tmp_path)
+    path = tmp_path / "policy-11.safetensors"
+    tensors = {"own/random": torch.get_rng_state()} if "own" in text else {}
+    about = {"description": text}
+    about |= {"sha256": resume.checksum(text, tensors)} if checked else {}
+    path.write_bytes(to_bytes(tensors, metadata=about))
+    capsys.readouterr()
+    assert Keeper(tmp_path, "policy", 4).steps == 8
+    assert "policy-11.safetensors: damaged (" in capsys.readouterr().err
+
+
+def test_a_state_without_its_checksum(tmp_path):
+    """Nobody knows whether it is whole."""
+    fitted("policy", tmp_path)
+    path = tmp_path / "policy-11.safetensors"
+    tensors, text = resume.read_tensors(path)
+    path.write_bytes(to_bytes(tensors, metadata={"description": text}))
+    assert resume.read_tensors(path)[1] == text  # as a checkpoint of an earlier version is read
+    assert Keeper(tmp_path, "policy", 4).steps == 8
+
+
 def test_a_checkpoint_with_one_wrong_bit(tmp_path):
     part, path = torch.nn.Linear(30, 30), tmp_path / "part.safetensors"
     save_part(path, part, {"width": 30})
@@ -263,7 +293,7 @@ def test_metrics_are_set_back(tmp_path):
     run.keeper("rl", 1).write(1, {})
     kept = path.read_text()
     run.log(stage="rl", round=1, iteration=1)
-    path.write_text(path.read_text() + '{"time": 1, "sta')
+    path.write_bytes(path.read_bytes() + b'{"stage": "sft", "x": "\xff"}\n{"time": 1, "sta')
     half = run.folder / "resume" / ".rl-2.safetensors.123.tmp"  # the disk was written to
     half.write_bytes(b"half of a file")
     run = Run.create(tmp_path / "run", preset("debug"))

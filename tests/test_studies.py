@@ -1,0 +1,79 @@
+"""The summary of finished runs: its sums are tested by the README's; here what it does with files
+that are spoiled."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_report import assert_one_line, in_process
+from trees import tree
+
+from runs import Run, config_from_json
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """A copy of the committed results."""
+    (tmp_path / "results").mkdir()
+    shutil.copytree(RESULTS / "runs", tmp_path / "results" / "runs")
+    for name in ("bench.json", "kills.json", "fuzz.json", "summary.json"):
+        shutil.copy(RESULTS / name, tmp_path / "results" / name)
+    return tmp_path / "results"
+
+
+def finished(folder: Path) -> Run:
+    """A run folder with what a committed run measured."""
+    record = json.loads((RESULTS / "runs" / "dream-0.json").read_text())
+    Run.create(folder, config_from_json(json.dumps(record["config"])))
+    (folder / "stages.json").write_text(json.dumps(record["stages"]))
+    return Run.open(folder)
+
+
+def test_a_run_that_is_added_is_summed_up(results, tmp_path):
+    before = json.loads((results / "summary.json").read_text())
+    folder = finished(tmp_path / "new").folder
+    assert in_process("summary", folder, "--out", results).exit_code == 0
+    after = json.loads((results / "summary.json").read_text())
+    assert after["dream_success"]["n"] == before["dream_success"]["n"] + 1
+    assert after["fuzz_cases"] == before["fuzz_cases"]
+
+
+@pytest.mark.parametrize(
+    "name", ["fuzz.json", "kills.json", "bench.json", "runs/dream-0.json", "runs/new.json"]
+)
+@pytest.mark.parametrize(
+    "text", ["{}", "null", '{"readers": 5}', '{"stages": []}', "[" * 10**5, b"\xff"]
+)
+def test_spoiled_results(results, tmp_path, name, text):
+    """Told in one line before anything is written; also where the run is to be added."""
+    folder = finished(tmp_path / "new").folder
+    (results / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = tree(tmp_path)
+    assert_one_line(in_process("summary", folder, "--out", results), name, "not readable", "delete")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("stage", ["simulator", "evaluate", "reflector"])
+def test_a_run_that_cannot_be_summed_up_is_not_added(results, tmp_path, stage):
+    run = finished(tmp_path / "new")
+    numbers = {name: run.stages[stage][name] for name in ("seconds", "peak_gib", "ledger")}
+    (run.folder / "stages.json").write_text(json.dumps(run.stages | {stage: numbers}))
+    before = tree(tmp_path)
+    told = in_process("summary", run.folder, "--out", results)
+    assert_one_line(told, "stages.json: not readable", "train again")
+    assert tree(tmp_path) == before
+
+
+def test_spoiled_screening_and_experts(tmp_path, monkeypatch):
+    """The files that these commands add to."""
+    monkeypatch.chdir(tmp_path)
+    for text in ("[1]\n", "null\n", "x"):
+        Path("screening.jsonl").write_text(text)
+        assert_one_line(in_process("screen", "--out", "."), "screening.jsonl", "not readable")
+        Path("expert.json").write_text(text)
+        told = in_process("expert", "--tasks", "reach", "--out", "expert.json")
+        assert_one_line(told, "expert.json", "not readable", "another --out")
