@@ -326,7 +326,12 @@ def _put_imitation(summary: dict, records: list[dict], name: str) -> None:
 def _counted(results: Path) -> dict[str, dict]:
     """What other commands measured and counted, each in a file of its own: no means over seeds."""
     summary: dict[str, dict] = {}
-    for name, figures in (("bench", _how_fast), ("kills", _kills), ("fuzz", _fuzz)):
+    for name, figures in (
+        ("bench", _how_fast),
+        ("kills", _kills),
+        ("fuzz", _fuzz),
+        ("compare/compare", _equal_rollouts),
+    ):
         path = results / f"{name}.json"
         if path.is_file():
             with _reading(path, "delete it, or make it again"):
@@ -350,6 +355,18 @@ def _fuzz(fuzz: dict) -> dict[str, dict]:
     told = {key: ", ".join(sorted({reader[key] for reader in readers})) for key in ORIGIN}
     cases = sum(reader["cases"] for reader in readers)
     return {"fuzz_cases": {"value": cases, "n": len(readers), **told}}
+
+
+def _equal_rollouts(compared: dict) -> dict[str, dict]:
+    """Of the comparison: LOOP in the real simulator with as many rollouts as the dream has had."""
+    rows = [row for row in compared["rows"] if row["method"] == "real_equal_rollouts"]
+    told, key = {name: compared[name] for name in ORIGIN}, "simulator_loop_equal_rollouts"
+    summary = {}
+    for row in rows:
+        success, spent = dict(row["oracle"]), {"low": None, "high": None, "n": row["oracle"]["n"]}
+        summary[f"{key}_success"] = {"value": success.pop("mean"), **success, **told}
+        summary[f"{key}_real_episodes"] = {"value": row["real_episodes"], **spent, **told}
+    return summary
 
 
 def _how_fast(bench: dict) -> dict[str, dict]:
@@ -398,6 +415,7 @@ def _generated(record: dict, key: str) -> float | None:
 POLICY_ROWS = {  # label -> how its keys in summary.json begin
     "SFT, five demonstrations a task": "sft",
     "LOOP in the real simulator": "simulator_loop",
+    "... with as many rollouts as in the dream": "simulator_loop_equal_rollouts",
     "filtered BC, with the exploration episodes that succeeded": "filtered_bc",
     "... and with dreams of them (dream BC)": "dream_bc",
     "... and LOOP in the dream": "dream",
@@ -424,7 +442,7 @@ def results_block(summary: dict) -> str:
     ]
     for label, key in POLICY_ROWS.items():
         stops = [cell(f"{key}_success"), "-", "-"]
-        if key != "simulator_loop":  # it has no reflector
+        if not key.startswith("simulator_loop"):  # it has no reflector
             stops[1] = cell(f"{key}_success_reflector_stop")
         if key == "sft":  # the others are to be stopped
             stops[2] = cell("sft_success_no_stop")

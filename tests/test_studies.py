@@ -42,6 +42,20 @@ def test_a_run_that_is_added_is_summed_up(results, tmp_path):
     assert after["fuzz_cases"] == before["fuzz_cases"]
 
 
+def test_equal_rollouts_come_from_the_comparison(results):
+    """What summary.json says of LOOP with the dream's rollouts is a row of results/compare."""
+    (results / "compare").mkdir()
+    shutil.copy(RESULTS / "compare" / "compare.json", results / "compare")
+    assert in_process("summary", "--out", results).exit_code == 0
+    found = json.loads((results / "summary.json").read_text())
+    compared = json.loads((RESULTS / "compare" / "compare.json").read_text())
+    (row,) = [row for row in compared["rows"] if row["method"] == "real_equal_rollouts"]
+    success = found["simulator_loop_equal_rollouts_success"]
+    assert [success[k] for k in ("value", "low", "high", "n")] == list(row["oracle"].values())
+    assert success["commit"] == compared["commit"]
+    assert found["simulator_loop_equal_rollouts_real_episodes"]["value"] == row["real_episodes"]
+
+
 @pytest.mark.parametrize(
     "name", ["fuzz.json", "kills.json", "bench.json", "runs/dream-0.json", "runs/new.json"]
 )
