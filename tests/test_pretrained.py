@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections import namedtuple
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +19,7 @@ import torch
 import cli
 import pretrained
 import runs
+import train
 from checkpoints import export_policy, exported_policy, load_part, save_part, used
 from fit import FitConfig, fit
 from instructions import INSTRUCTIONS
@@ -832,6 +837,54 @@ def test_bad_weights_are_told_before_anything_is_played(
     capsys.readouterr()  # the bar of what was saved
     line = refused(monkeypatch, capsys, ["--pretrained", str(damaged)], tree)
     assert "needs a row in pretrained.FAMILIES" in line
+
+
+# -------------------------------------------------------------------------------- the whole command
+
+
+def begin(words: list[str], out, log) -> subprocess.Popen:
+    """The real command, in a process group of its own."""
+    command = [sys.executable, str(Path(cli.__file__)), "train", *words, "--out", str(out)]
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def kill_in(stage: str, words: list[str], out, log) -> None:
+    """Begin the command and end it by SIGKILL once `stage` has left a state to resume from."""
+    process, until = begin(words, out, log), time.time() + 1800
+    while not any((out / "resume").glob(f"{stage}*")):
+        assert process.poll() is None and time.time() < until
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert stage not in runs.Run.open(out).stages
+
+
+@pytest.mark.slow
+def test_the_whole_command_killed_and_resumed(checkpoints, tmp_path):
+    """`train --pretrained` to its end, killed while it imitates and while it plays LOOP: the
+    imitated policy is that of a run in peace, bit by bit, and every stage finishes."""
+    pytest.importorskip("peft", reason="peft is in requirements-gpu.txt")
+    from checkpoints import same_parts
+
+    words = ["--preset", "debug", "--tasks", "handle-press", "--starts", "1"]
+    words += ["--pretrained", str(checkpoints["smolvlm"])]
+    with (tmp_path / "log").open("w+") as log:
+        assert begin([*words, "--until", "sft"], tmp_path / "peace", log).wait() == 0
+        for stage in ("sft", "rl"):
+            kill_in(stage, words, tmp_path / "run", log)
+        code = begin(words, tmp_path / "run", log).wait()
+        log.seek(0)
+        assert code == 0, log.read()
+    run, peace = runs.Run.open(tmp_path / "run"), runs.Run.open(tmp_path / "peace")
+    assert list(run.stages) == list(train.STAGES)
+    assert same_parts(run.checkpoint("sft"), peace.checkpoint("sft"))
+    assert not same_parts(run.checkpoint("sft"), run.checkpoint("filtered_bc"))
+    for name in ("sft", "filtered_bc", "dream_bc", "policy"):
+        policy = run.policy(name)
+        assert any("lora_" in weight for weight in policy.state_dict())
+    assert run.reflector().frozen and math.isfinite(run.stages["rl"]["history"][-1]["return"])
+    assert run.checkpoint("reflector").stat().st_size < 50_000  # its head alone
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 # ------------------------------------------------------------------------------------------ presets
