@@ -51,6 +51,10 @@ from options import (
 if TYPE_CHECKING:
     from runs import RunConfig
 
+ESTIMATES = {  # of memory and time: runs.gpu_scale, runs.paper_scale
+    "gpu": "a GPU of 12 GB, 4 hours at 10 TFLOP/s",
+    "paper": "a GPU of 80 GB, 13 hours at 100 TFLOP/s",
+}
 # What has to be free on the disk: checkpoints, three times the largest state of a stage (two stay,
 # one is being written), and episodes. 50 + 3 x 120 in the cpu preset, 200 + 3 x 740 in the gpu
 # preset; with adapters for a model of 7 B weights 1600 + 3 x 2400, with Stable Diffusion's U-Net
@@ -160,7 +164,7 @@ def train_command(
     check_device(device)
     config = build_config(
         preset, tasks, demos, seed, env, iterations, rounds, starts, plain, stop_rule, pretrained,
-        suite, simulator_models,
+        suite, simulator_models, device,
     )  # fmt: skip
     if until is not None:
         one_of("--until", until, stages.stages_of(config))
@@ -174,8 +178,8 @@ def train_command(
     with processes.main_first():
         run = Run.create(out, config, device)
     with only_training(out), StageDisplay(run, stages.stages_of(config)) as display:
-        if preset in ("gpu", "paper") and device == "cpu":
-            display.line(f"preset {preset} on the processor: expect days; a GPU is --device cuda")
+        for line in expected(preset, device):
+            display.line(line)
         try:
             stages.train(run, display.say, display.progress, until)
         except Exception:
@@ -186,9 +190,18 @@ def train_command(
         print(f"report: {report.write_report(run).with_suffix('.html')}")
 
 
+def expected(preset: str, device: str) -> list[str]:
+    """What the larger presets need, for the start of a run."""
+    if preset not in ESTIMATES:
+        return []
+    told = [f"preset {preset}: {ESTIMATES[preset]} (estimate, counted, not measured)"]
+    on_processor = f"preset {preset} on the processor: expect days; a GPU is --device cuda"
+    return [*told, on_processor] if device == "cpu" else told
+
+
 def room_mb(preset: str, config: RunConfig) -> float:
     """What a run's checkpoints and states need on the disk, in megabytes."""
-    room = GPU_MB if preset in ("gpu", "paper") else CHECKPOINTS_MB
+    room = GPU_MB if preset in ESTIMATES else CHECKPOINTS_MB
     room += ADAPTERS_MB if config.policy.pretrained.checkpoint else 0
     return room + (UNET_MB if config.simulator.pretrained.unet else 0)
 
@@ -207,6 +220,7 @@ def build_config(
     pretrained: str = "",
     suite: str = "",
     simulator_models: str = "",
+    device: str = "cpu",
 ) -> RunConfig:
     """The preset with what was given on the command line; ValueError for anything impossible."""
     from dataclasses import replace
@@ -214,7 +228,7 @@ def build_config(
     import runs
 
     config = runs.with_pretrained(runs.preset(preset), pretrained)
-    config = runs.check_pretrained(runs.with_simulator_models(config, simulator_models))
+    config = runs.with_simulator_models(config, simulator_models)
     if demos is not None:
         check_demos(demos)
     if iterations is not None:
@@ -235,7 +249,7 @@ def build_config(
     }
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     check_playable(config.tasks)
-    return config
+    return runs.check_pretrained(config, device)
 
 
 def both_loops(config: RunConfig, **settings) -> RunConfig:

@@ -10,9 +10,8 @@ cross-attention).
 
 Each is named by a hub id, by an id with a folder of that repository behind it, or by a folder in
 the format of diffusers or transformers; whatever is wrong with one is told in one line, a
-`BadCheckpoint`, before a weight is loaded (`check_models`). Only safetensors are read, and no code
-that comes with a checkpoint. Only the U-Net and the linear maps are trained. The rest is frozen and
-in no checkpoint of a run, which names it.
+`BadCheckpoint`, before a weight is loaded (`check_models`). Only the U-Net and the linear maps are
+trained. The rest is frozen and in no checkpoint of a run, which names it.
 
 Symbols: N pictures, H, W pixels, f pixels of a latent's side, c its channels, n tokens, D width.
 
@@ -24,6 +23,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,26 @@ import torch
 from torch import nn
 
 from fit import bf16_autocast
-from pretrained import (
+from hub import (
+    LIBRARY_ERRORS,
     BadCheckpoint,
+    check_download,
+    complain_of,
+    find,
+    first_line,
+    headers,
+    memory_needed,
+    quietly,
+    read_json,
+    weight_files,
+)
+from pretrained import (
     digest,
     enlarged,
     fill_in_frozen,
-    find,
     leave_out_frozen,
-    memory_needed,
     once,
     picture_statistics,
-    read_json,
-    weight_files,
 )
 
 
@@ -89,10 +97,12 @@ FILES = ["config.json", "preprocessor_config.json"] + [
 TRAINING = 5  # numbers that are held for a trained weight: itself, gradient, Adam's two, average
 
 
-def check_part(part: str, checkpoint: str) -> tuple[Path, list[Path], str]:
+def check_part(part: str, checkpoint: str, device: str = "cpu") -> tuple[Path, list[Path], str]:
     """(folder, files of weights, kind) of one part's checkpoint; BadCheckpoint for a missing file
-    or package, another architecture, no access."""
-    folder = find(checkpoint, FILES)
+    or package, another architecture, no access, on the hub one that does not fit on the device."""
+    name = "diffusion_pytorch_model" if part in ("autoencoder", "unet") else "model"
+    judge = partial(check_download, checkpoint, name=name, bf16=False, device=device)
+    folder = find(checkpoint, FILES, judge)
     if not (folder / "config.json").is_file():
         raise BadCheckpoint(
             f"{folder}: config.json is missing; expected a checkpoint in the hub's format; name "
@@ -118,18 +128,19 @@ def check_part(part: str, checkpoint: str) -> tuple[Path, list[Path], str]:
             f"{folder}: preprocessor_config.json is missing; expected mean and spread of the "
             "pictures; download or save the checkpoint again, whole"
         )
-    name = "diffusion_pytorch_model" if part in ("autoencoder", "unet") else "model"
     return folder, weight_files(folder, name), kind
 
 
-def check_models(models: SimulatorModels, size: int, fold: int, levels: int) -> tuple[int, int]:
+def check_models(
+    models: SimulatorModels, size: int, fold: int, levels: int, device: str = "cpu"
+) -> tuple[int, int]:
     """Bytes that these models take in training and in a dream (estimates), if nothing speaks
     against loading them. size, fold, levels: pixels, folded cells, resolutions of the U-Net."""
     training, dreaming, factor = 0, 0, 1
     for part, checkpoint in asdict(models).items():
         if not checkpoint:
             continue
-        folder, files, _ = check_part(part, checkpoint)
+        folder, files, kind = check_part(part, checkpoint, device)
         settings = read_json(folder / "config.json")
         needed = memory_needed(files, bf16=False)
         training += needed * (TRAINING if part == "unet" else 1)
@@ -139,6 +150,7 @@ def check_models(models: SimulatorModels, size: int, fold: int, levels: int) -> 
         if part == "unet":
             levels = len(settings["block_out_channels"])
             _check_unet(folder, settings)
+        _check_weights(part, folder, files, kind)
     if size % (factor * fold * 2 ** (levels - 1)):
         raise BadCheckpoint(
             f"simulator: pictures of {size} pixels cannot be halved {levels - 1} times after an "
@@ -156,6 +168,22 @@ def _check_unet(folder: Path, settings: dict) -> None:
             f"{settings.get('addition_embed_type')}); expected one width and no additional "
             "embedding, as in Stable Diffusion 1 and 2; choose another checkpoint"
         )
+
+
+def _check_weights(part: str, folder: Path, files: list[Path], kind: str) -> None:
+    """BadCheckpoint where the weights are not those of the architecture; by their headers."""
+    import diffusers
+
+    if part == "autoencoder":
+        load(getattr(diffusers, kind), folder, weights=False)
+    elif part == "unet":
+        with torch.device("meta"):
+            unet = _unet(folder, {})
+        _fitting(folder, headers(files), unet)
+    elif kind == "vggt":
+        _vggt(folder, headers(files), torch.device("meta"))
+    else:
+        _encoder(folder, kind, weights=False)
 
 
 def _factor(settings: dict) -> int:
@@ -193,18 +221,20 @@ def in_float32(x: torch.Tensor) -> torch.autocast:
     return bf16_autocast(x.device, wanted=False)
 
 
-def load(kind, folder: Path) -> Any:
+def load(kind, folder: Path, weights: bool = True) -> Any:
     """A model class of diffusers or transformers with its weights, float32; BadCheckpoint where
-    they are not those of the architecture: the library would fill the gaps with random numbers."""
+    they are not those of the architecture. weights=False: on the meta device, without numbers."""
+    more: dict[str, Any] = {} if weights else {"device_map": {"": torch.device("meta")}}
     try:
-        model, info = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-        if info["missing_keys"]:
-            raise ValueError(f"no weights for {sorted(info['missing_keys'])[0]}")
-    except (OSError, ValueError, RuntimeError) as error:
+        with quietly():
+            model, info = kind.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
+                ignore_mismatched_sizes=True, **more,
+            )  # fmt: skip
+        complain_of(info)
+    except LIBRARY_ERRORS as error:
         raise BadCheckpoint(
-            f"{folder}: cannot be used ({str(error).splitlines()[0]}); expected the weights of its "
+            f"{folder}: cannot be used ({first_line(error)}); expected the weights of its "
             "own config.json; download it again, or choose another"
         ) from error
     return model.float()
@@ -292,24 +322,42 @@ class Latents(Frozen):
 def unet_from(checkpoint: str, ours: dict) -> tuple[nn.Module, str]:
     """(a U-Net of the checkpoint's architecture but for the settings `ours`, a line that says what
     it took over): weights whose name and shape fit are copied, the others stay as drawn."""
-    from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
 
     folder, files, _ = check_part("unet", checkpoint)
-    settings = UNet2DConditionModel.load_config(folder, local_files_only=True)
-    unet = UNet2DConditionModel.from_config(settings | ours)
+    unet = _unet(folder, ours)
     own = unet.state_dict()
     weights = {name: tensor for path in files for name, tensor in load_file(path).items()}
+    fitting = _fitting(folder, weights, unet)
+    unet.load_state_dict(fitting, strict=False)
+    share = sum(w.numel() for w in fitting.values()) / sum(w.numel() for w in own.values())
+    line = f"{len(fitting)} of the U-Net's {len(own)} tensors ({share:.0%} of its weights)"
+    return unet, f"{line} begin at {checkpoint}"
+
+
+def _unet(folder: Path, ours: dict) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    try:
+        settings = UNet2DConditionModel.load_config(folder, local_files_only=True)
+        return UNet2DConditionModel.from_config(settings | ours)
+    except LIBRARY_ERRORS as error:
+        raise BadCheckpoint(
+            f"{folder}: no U-Net can be built by its config.json ({first_line(error)}); expected "
+            "that of a UNet2DConditionModel; download it again, or choose another"
+        ) from error
+
+
+def _fitting(folder: Path, weights: dict[str, torch.Tensor], unet: nn.Module) -> dict:
+    """Those of the weights whose name and shape the U-Net has; BadCheckpoint where none has."""
+    own = unet.state_dict()
     fitting = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
     if not fitting:
         raise BadCheckpoint(
             f"{folder}: not one weight fits the U-Net of its config.json; expected its own; "
             "download it again, or choose another"
         )
-    unet.load_state_dict(fitting, strict=False)
-    share = sum(w.numel() for w in fitting.values()) / sum(w.numel() for w in own.values())
-    line = f"{len(fitting)} of the U-Net's {len(own)} tensors ({share:.0%} of its weights)"
-    return unet, f"{line} begin at {checkpoint}"
+    return fitting
 
 
 # --------------------------------------------------------------------------------------- features
@@ -328,7 +376,7 @@ class Encoder(Frozen):
 
     def __init__(self, part: str, checkpoint: str):
         folder, files, kind = check_part(part, checkpoint)
-        super().__init__(_vggt(folder, files) if kind == "vggt" else _encoder(folder, kind))
+        super().__init__(_read_vggt(folder, files) if kind == "vggt" else _encoder(folder, kind))
         self.kind, mean, std = kind, torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
         if kind == "vggt":  # it normalises pictures itself
             self.side -= self.side % self.model.patch_size
@@ -365,32 +413,38 @@ class Encoder(Frozen):
         return self.model(pixels).last_hidden_state
 
 
-def _encoder(folder: Path, kind: str) -> nn.Module:
+def _encoder(folder: Path, kind: str, weights: bool = True) -> nn.Module:
     """The encoder of pictures of a checkpoint of transformers: CLIP's without its words, a depth
     model's without neck and head."""
     from transformers import AutoModel, AutoModelForDepthEstimation, CLIPModel
 
     if kind == "clip":
-        return load(CLIPModel, folder).vision_model
+        return load(CLIPModel, folder, weights).vision_model
     if kind == "depth_anything":
-        return load(AutoModelForDepthEstimation, folder).backbone
-    return load(AutoModel, folder)
+        return load(AutoModelForDepthEstimation, folder, weights).backbone
+    return load(AutoModel, folder, weights)
 
 
-def _vggt(folder: Path, files: list[Path]) -> nn.Module:
-    """VGGT's aggregator, without the heads for cameras, depth and tracks."""
+def _read_vggt(folder: Path, files: list[Path]) -> nn.Module:
     from safetensors.torch import load_file
+
+    weights = {name: tensor for path in files for name, tensor in load_file(path).items()}
+    return _vggt(folder, weights, torch.device("cpu"))
+
+
+def _vggt(folder: Path, weights: dict[str, torch.Tensor], device: torch.device) -> nn.Module:
+    """VGGT's aggregator with its weights, without the heads for cameras, depth and tracks."""
     from vggt.models.aggregator import Aggregator
 
     settings = read_json(folder / "config.json")
-    sizes = {name: settings[name] for name in ("img_size", "patch_size", "embed_dim")}
-    weights = {name: tensor for path in files for name, tensor in load_file(path).items()}
     start = "aggregator."
     own = {name[len(start) :]: w for name, w in weights.items() if name.startswith(start)}
-    aggregator = Aggregator(**sizes)
     try:
+        with device:
+            sizes = {name: settings[name] for name in ("img_size", "patch_size", "embed_dim")}
+            aggregator = Aggregator(**sizes)
         aggregator.load_state_dict(own)
-    except RuntimeError as error:
+    except LIBRARY_ERRORS as error:
         raise BadCheckpoint(
             f"{folder}: not the weights of VGGT; expected those of its own config.json; download "
             "it again, or choose another"

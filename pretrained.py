@@ -15,18 +15,17 @@ Reflector, `FrozenReader`: nothing in it is trained, so h is computed once per s
 
     first, previous, current picture, instruction --> prompt --> VLM --> h of the last token
 
-A checkpoint is a folder in the hub's format (config.json, model.safetensors, files of tokenizer and
-processor) or a hub id, which is downloaded once into the hub's own cache. Whatever is wrong with
-one is told in one line, a `BadCheckpoint`, before a weight is loaded (`check`). A new family of
-models is one row of `FAMILIES`; one that takes plain pictures needs none.
+A checkpoint is a folder in the hub's format or a hub id (hub.py). Whatever is wrong with one is
+told in one line, a `BadCheckpoint`, before a weight is loaded (`check`). A new family of models is
+one row of `FAMILIES`; one that takes plain pictures needs none.
 
 Symbols: B batch, P pictures in a prompt, N = B * P, n image tokens of a picture, L tokens of a
 prompt, T extra tokens behind it, D width of the language model, K steps of a chunk, A action
 dimensions, S state.
 
-# DEVIATION: the paper's VLA is OpenVLA-OFT; here any image-text model that transformers knows, its
-#   picture in one piece; because OpenVLA is code that comes with its checkpoint, and only weights
-#   as safetensors are taken from there, no code and no pickle.
+# DEVIATION: the paper's VLA is OpenVLA-OFT; here an image-text model of transformers, its picture
+#   in one piece; because OpenVLA is code that comes with its checkpoint, and only weights as
+#   safetensors are taken from there, no code and no pickle.
 # DEVIATION: OpenVLA-OFT's action tokens are empty and see each other; here they are learned and see
 #   what the family's mask lets them (PaliGemma: each other, the rest: those before); because a mask
 #   from outside would have to be written anew for every architecture.
@@ -36,28 +35,37 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fit import bf16_autocast
+from hub import (
+    LIBRARY_ERRORS,
+    OVERHEAD,
+    BadCheckpoint,
+    check_download,
+    check_room,
+    complain_of,
+    find,
+    first_line,
+    headers,
+    memory_needed,
+    quietly,
+    read_json,
+    weight_files,
+)
 from tasks import METAWORLD, Robot
 from vlm import words
 
 if TYPE_CHECKING:  # for annotations only: nothing is imported before it is needed
     from transformers import PreTrainedModel
-
-
-class BadCheckpoint(ValueError):
-    """A pretrained model that cannot be used; one line: what, what was expected, what to do."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,7 @@ FAMILIES = {  # by the `model_type` of config.json
     "idefics3": SMOLVLM,
     "qwen2_vl": QWEN,
     "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN,
     "paligemma": Family(plain_picture, prompt="{pictures}{bos}{text}\n", whole_prompt=True),
     "llava": Family(plain_picture, prompt="{bos}USER: {pictures}\n{text} ASSISTANT:"),
 }
@@ -138,41 +147,30 @@ FAMILIES = {  # by the `model_type` of config.json
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")  # either will do
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-OVERHEAD = 1.2  # times the weights: adapters, their gradients, activations [estimate]
 
 
-def find(checkpoint: str, files: list[str] = HUB_FILES) -> Path:
-    """The folder of a checkpoint; a hub id is downloaded first, unless that was done before. An id
-    may go on into the repository: owner/name/subfolder. files: patterns of what is downloaded."""
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
-    from huggingface_hub import snapshot_download
-
-    owner_and_name, inside = checkpoint.split("/")[:2], checkpoint.split("/")[2:]
-    wanted = ["/".join([*inside, file]) for file in files]
-    deeper = ["/".join([*inside, "*/*"])]
-    try:  # a path that is no id is a ValueError, no access an OSError
-        folder = snapshot_download(
-            "/".join(owner_and_name), allow_patterns=wanted, ignore_patterns=deeper
-        )
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(
-            f"{checkpoint}: no such folder, and no access to it on the hub "
-            f"({type(error).__name__}); expected a folder in the hub's format or the id of a model "
-            "on the hub; check name, network and licence, or give the path of a copy"
-        ) from error
-    return Path(folder, *inside)
+def check(config: PretrainedConfig, device: str = "cpu") -> int:
+    """Bytes that the model takes on the device (an estimate), if nothing speaks against loading it;
+    else BadCheckpoint: a missing package or file, too little memory, an architecture that does not
+    read pictures and text, weights that are missing or another's. No weight is read."""
+    judge = partial(
+        check_download, config.checkpoint, name="model", bf16=config.bf16, device=device
+    )
+    files = weight_files(check_files(config, judge))
+    needed = memory_needed(files, config.bf16)
+    check_room(config.checkpoint, round(needed / OVERHEAD), say=False)  # it is loaded there first
+    check_room(config.checkpoint, needed, device)
+    PretrainedVLM(replace(config, lora_rank=0), weights=False)
+    return needed
 
 
-def check(config: PretrainedConfig) -> Path:
-    """The checkpoint's folder, if nothing speaks against loading it; else BadCheckpoint: a missing
-    package or file, an architecture that does not read pictures and text, too little memory."""
+def check_files(config: PretrainedConfig, judge: Callable[[Path], None] | None = None) -> Path:
+    """The checkpoint's folder, if it has files and architecture that are wanted. judge: `find`."""
     from transformers.models.auto import modeling_auto
 
     if config.lora_rank:
         _import_peft()
-    folder = find(config.checkpoint)
+    folder = find(config.checkpoint, judge=judge)
     for names in (("config.json",), TOKENIZER, PROCESSOR):
         if not any((folder / name).is_file() for name in names):
             raise BadCheckpoint(
@@ -185,23 +183,7 @@ def check(config: PretrainedConfig) -> Path:
             f"{folder}: unknown architecture {kind!r}; expected one of transformers that reads "
             f"pictures and text, such as {', '.join(FAMILIES)}; choose another checkpoint"
         )
-    check_room(config.checkpoint, memory_needed(weight_files(folder), config.bf16))
     return folder
-
-
-def check_room(what: str, needed: int) -> None:
-    """Say how much memory `what` needs (bytes, an estimate) and how much there is; BadCheckpoint if
-    that is too little."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    told = f"{what}: needs about {needed / 2**30:.3g} GiB of memory (estimate)"
-    if needed > free:
-        raise BadCheckpoint(
-            f"{told}; expected that the {free / 2**30:.3g} available suffice; close other programs "
-            "or choose a smaller model"
-        )
-    print(f"{told}, {free / 2**30:.3g} are available", file=sys.stderr)
 
 
 def _import_peft():
@@ -215,94 +197,42 @@ def _import_peft():
     return peft
 
 
-def weight_files(folder: Path, name: str = "model") -> list[Path]:
-    """The safetensors of a checkpoint, in one file or listed in an index; all of them exist.
-    name: "model" in the files of transformers, "diffusion_pytorch_model" in those of diffusers."""
-    index = folder / f"{name}.safetensors.index.json"
-    names = weight_map(index) if index.is_file() else []
-    if any(Path(file).name != file for file in names):
-        raise BadCheckpoint(
-            f"{index}: names {', '.join(names)}; expected files of this folder; do not "
-            "use this checkpoint"
-        )
-    files = [folder / file for file in names or [f"{name}.safetensors"]]
-    for path in files:
-        if not path.is_file():
-            raise BadCheckpoint(
-                f"{path}: missing; expected the weights as safetensors (pickled ones, *.bin, can "
-                "run code and are not read); download them again, or convert them"
-            )
-    return files
-
-
-def weight_map(index: Path) -> list:
-    """The files that an index names, each once; BadCheckpoint where it is no index."""
-    named = read_json(index).get("weight_map")
-    if not isinstance(named, dict):
-        raise BadCheckpoint(
-            f"{index}: no weight_map in it; expected the file of every weight; download it again"
-        )
-    return sorted(set(map(str, named.values())))
-
-
-def memory_needed(files: list[Path], bf16: bool) -> int:
-    """Bytes for the weights of these files in the width they are held in, times `OVERHEAD`; only
-    the headers are read."""
-    from safetensors import SafetensorError, safe_open
-
-    count = 0
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise BadCheckpoint(
-                f"{path}: damaged or cut short ({error}); expected safetensors; download it again"
-            ) from error
-        count += sum(math.prod(shape) for shape in shapes)
-    return round(OVERHEAD * count * (2 if bf16 else 4))
-
-
-def read_json(path: Path) -> dict:
-    """The content of one of a checkpoint's files; BadCheckpoint if it is damaged."""
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise BadCheckpoint(
-            f"{path}: not readable ({error}); expected JSON; download it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise BadCheckpoint(f"{path}: no settings by name; expected JSON; download it again")
-    return content
-
-
-def load(folder: Path, bf16: bool):
+def load(folder: Path, bf16: bool, weights: bool = True):
     """(tokenizer, image-text model with its weights, frozen); BadCheckpoint where the weights are
-    not those of the architecture: transformers would fill the gaps with random numbers."""
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    not those of the architecture. weights=False: on the meta device, by the files' headers."""
+    from transformers import AutoTokenizer
 
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": dtype}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, padding_side="left", trust_remote_code=False, local_files_only=True
-        )
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=torch.bfloat16 if bf16 else torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        if info["missing_keys"]:
-            raise ValueError(f"no weights for {sorted(info['missing_keys'])[0]}")
+        with quietly():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, padding_side="left", trust_remote_code=False, local_files_only=True
+            )
+            model, info = _model(folder, weights, told)
+        complain_of(info)
         if not hasattr(model.base_model, "get_image_features"):
             raise ValueError(f"{type(model).__name__} has no get_image_features")
-    except (OSError, ValueError, RuntimeError) as error:
+    except LIBRARY_ERRORS as error:
         raise BadCheckpoint(
-            f"{folder}: cannot be used ({str(error).splitlines()[0]}); expected an image-text "
+            f"{folder}: cannot be used ({first_line(error)}); expected an image-text "
             "model with its own config.json; download it again, or choose another"
         ) from error
     return tokenizer, model.eval().requires_grad_(False)
+
+
+def _model(folder: Path, weights: bool, told: dict[str, Any]):
+    """(model, loading info)."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+    from transformers import AutoModelForImageTextToText as Auto
+
+    own: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    if weights:
+        return Auto.from_pretrained(folder, use_safetensors=True, **own, **told)
+    config = AutoConfig.from_pretrained(folder, **own)
+    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    state = headers(weight_files(folder))
+    return kind.from_pretrained(None, config=config, state_dict=state, device_map="meta", **told)
 
 
 # ------------------------------------------------------------------------------------- the model
@@ -315,28 +245,55 @@ class PretrainedVLM(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, config: PretrainedConfig):
+    def __init__(self, config: PretrainedConfig, weights: bool = True):
+        """weights=False: on the meta device, without numbers; BadCheckpoint as from `check`."""
         super().__init__()
-        folder = check(config)
+        folder = check_files(config)
         self.config = config
-        self.tokenizer, self.model = load(folder, config.bf16)
+        if weights:  # a model that goes on to a GPU is in the machine's memory first
+            held = memory_needed(weight_files(folder), config.bf16) / OVERHEAD
+            check_room(config.checkpoint, round(held), say=False)
+        self.tokenizer, self.model = load(folder, config.bf16, weights)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if config.gradient_checkpointing:
             old = self.model.gradient_checkpointing_enable  # until transformers 6
             enable = getattr(self.model, "activation_checkpointing_enable", old)
             enable({"use_reentrant": False})
-        self.family = FAMILIES.get(self.model.config.model_type, Family(plain_picture))
+        kind = self.model.config.model_type
+        self.family = FAMILIES.get(kind, Family(plain_picture))
         self.width = self.model.get_input_embeddings().embedding_dim  # D
         mean, std = picture_statistics(folder)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        with torch.no_grad():  # n: not every configuration says it
-            self.image_tokens = len(self.image_features(self.inputs(torch.zeros(1, 1, 3, 8, 8))))
+        if not weights:
+            self.to("meta")
+        # Qwen's eyes read numbers. That an architecture of a row can be fed is tested.
+        self.image_tokens = self._tokens_of_a_picture() if weights or kind not in FAMILIES else 0
         if config.lora_rank:
             add_lora(self.model, config.lora_rank)
         self.register_state_dict_post_hook(leave_out_frozen)
         self.register_load_state_dict_pre_hook(fill_in_frozen)
+
+    @torch.no_grad()
+    def _tokens_of_a_picture(self) -> int:
+        """n, by trial: not every configuration says it. BadCheckpoint where the architecture wants
+        its pictures in another form."""
+        try:
+            picture = torch.zeros(1, 1, 3, 8, 8, device=self.mean.device)
+            seen = self.base.get_image_features(**self.inputs(picture))
+            features = torch.cat(list(seen.pooler_output))
+            if features.shape != (len(features), self.width):
+                raise ValueError(f"its image tokens are {tuple(features.shape)}")
+            self.base.config.image_token_id  # noqa: B018 (prompts need it)
+        except LIBRARY_ERRORS as error:
+            raise BadCheckpoint(
+                f"{self.config.checkpoint}: the architecture {self.model.config.model_type!r} does "
+                f"not take plain pictures ({first_line(error)}) and needs a row in "
+                f"pretrained.FAMILIES; expected one of {', '.join(FAMILIES)}; choose another "
+                "checkpoint, or write the row"
+            ) from error
+        return len(features)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -358,14 +315,10 @@ class PretrainedVLM(nn.Module):
         config = self.base.config
         vision = config.vision_config
         side = getattr(vision, "image_size", None)
-        if side is None:  # Qwen takes any: 8 x 8 tokens, 224 pixels with its patches of 14
+        if side is None:  # Qwen takes any: 8 x 8 tokens, 224 or 256 pixels
             side = 8 * vision.patch_size * vision.spatial_merge_size
         pixels = enlarged(pictures.flatten(0, 1), side, self.mean, self.std)
         return self.family.inputs(pixels.to(self.model.dtype), config)
-
-    def image_features(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Image tokens (B * P * n, D), picture by picture."""
-        return torch.cat(list(self.base.get_image_features(**inputs).pooler_output))
 
     def prompts(self, texts: list[str], pictures: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask (B, L) of `pictures` pictures and a text, padded on the
@@ -387,14 +340,17 @@ class PretrainedVLM(nn.Module):
             # The placeholder may lie outside of the embeddings: any other token stands in for it.
             tokens = self.model.get_input_embeddings()(ids.masked_fill(is_image, 0))
             inputs = self.inputs(pictures)
-            images = self.image_features(inputs).to(tokens.dtype)
+            seen = base.get_image_features(**inputs)  # picture by picture, n of each
+            images = torch.cat(list(seen.pooler_output)).to(tokens.dtype)
             tokens = tokens.masked_scatter(is_image[..., None], images)
             if extra is not None:
                 behind = (0, extra.shape[1])
                 tokens = torch.cat([tokens, extra.to(tokens.dtype)], dim=1)
                 ids, is_image = F.pad(ids, behind), F.pad(is_image, behind)
                 mask = F.pad(mask, behind, value=1)
-            more = {"token_type_ids": torch.zeros_like(ids)} if self.family.whole_prompt else {}
+            more: dict[str, Any] = {}
+            if self.family.whole_prompt:
+                more["token_type_ids"] = torch.zeros_like(ids)
             if "image_grid_thw" in inputs:  # positions in time, row and column (Qwen)
                 more["position_ids"], _ = base.get_rope_index(
                     ids,
@@ -402,7 +358,12 @@ class PretrainedVLM(nn.Module):
                     image_grid_thw=inputs["image_grid_thw"],
                     attention_mask=mask,
                 )
-            hidden = base(inputs_embeds=tokens, attention_mask=mask, use_cache=False, **more)
+            reader: Any = base
+            if hasattr(seen, "deepstack_features"):  # Qwen 3 adds them to its first layers' states
+                lower = [torch.cat(list(layer)) for layer in seen.deepstack_features]
+                more |= {"visual_pos_masks": is_image, "deepstack_visual_embeds": lower}
+                reader = base.language_model
+            hidden = reader(inputs_embeds=tokens, attention_mask=mask, use_cache=False, **more)
         return hidden.last_hidden_state.float()
 
 

@@ -36,12 +36,13 @@ from checkpoints import BadRun, check_settings, first_difference, from_values, l
 from demos import parse_json, write_atomically
 from evaluate import cpu_seconds, peak_memory_gib
 from fit import FitConfig
+from hub import check_room
 from instructions import INSTRUCTIONS
 from latents import check_models
 from libero_tasks import CHUNK, LIBERO_SUITES, STEP_LIMIT, suite_of
 from policy import Policy, PolicyConfig
 from ppo import LoopConfig
-from pretrained import PretrainedConfig, check, check_room, memory_needed, weight_files
+from pretrained import PretrainedConfig, check
 from reflector import Reflector, ReflectorConfig
 from resume import Keeper, forget
 from simulator import Simulator, SimulatorConfig
@@ -385,21 +386,18 @@ def with_simulator_models(config: RunConfig, text: str) -> RunConfig:
     return replace(config, simulator=simulator, simulator_fit=training)
 
 
-def check_pretrained(config: RunConfig) -> RunConfig:
-    """The config, if the pretrained models that it names can be loaded here, and there is memory
-    for each and, in the dream, for all of them (BadCheckpoint)."""
-    together = 0
-    for part in (config.policy, config.reflector):
-        if part.pretrained.checkpoint:
-            folder = check(part.pretrained)
-            together += memory_needed(weight_files(folder), part.pretrained.bf16)
+def check_pretrained(config: RunConfig, device: str = "cpu") -> RunConfig:
+    """The config, if the pretrained models that it names can be loaded here, and the device has
+    memory for each and, in the dream, for all of them (BadCheckpoint)."""
+    parts = (config.policy.pretrained, config.reflector.pretrained)
+    together = sum(check(part, device) for part in parts if part.checkpoint)
     simulator = config.simulator
     sizes = simulator.size, simulator.fold, len(simulator.channels)
-    training, dreaming = check_models(simulator.pretrained, *sizes)
+    training, dreaming = check_models(simulator.pretrained, *sizes, device)
     if training:
-        check_room("training of the simulator", training)
+        check_room("training of the simulator", training, device)
     if together + dreaming:
-        check_room("policy, reflector and simulator together", together + dreaming)
+        check_room("policy, reflector and simulator together", together + dreaming, device)
     return config
 
 

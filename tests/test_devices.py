@@ -46,6 +46,29 @@ def test_policy_computes_on_its_device(backbone):
         policy.distribution(to_float(frames(B)), state, tokens)
 
 
+def test_pretrained_policy_computes_on_its_device(tmp_path, monkeypatch):
+    """LLaVA's: pictures, words, placeholders, heads. (Words come from the numbers
+    of tokens and so are scripted; the frozen reflector compares pictures by their numbers and Qwen
+    reads its grid, so both are out of reach here.)"""
+    import contextlib
+
+    from test_pretrained import large, save_tiny
+
+    import pretrained
+
+    # There is no autocast for this device, not even to turn it off.
+    monkeypatch.setattr(pretrained, "bf16_autocast", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(pretrained, "words", lambda tokens: ["open the drawer"] * len(tokens))
+    save_tiny(tmp_path, "llava")
+    config = PolicyConfig(backbone="pretrained", pretrained=large(tmp_path))
+    policy = Policy(config).to(OTHER).eval()
+    policy.backbone.vlm.model.set_attn_implementation("eager")  # the other looks into its mask
+    tokens = torch.ones((B, TOKENS), dtype=torch.int64, device=OTHER)
+    state = torch.zeros((B, STATE_DIM), device=OTHER)
+    mean, log_scale = policy.distribution(to_float(frames(B, device=OTHER)), state, tokens)
+    assert mean.device == log_scale.device == OTHER
+
+
 def test_reflector_takes_frames_from_anywhere():
     """`reward` moves frames and tokens itself; R comes out where the reflector is."""
     reflector = Reflector(ReflectorConfig()).to(OTHER).eval()

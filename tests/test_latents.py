@@ -566,7 +566,10 @@ def test_a_missing_weight_is_named(tmp_path):
     weights = load_file(path)
     del weights["encoder.conv_in.weight"]
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(BadCheckpoint, match=r"no weights for encoder\.conv_in\.weight"):
+    told = r"no weights for encoder\.conv_in\.weight"
+    with pytest.raises(BadCheckpoint, match=told):
+        check_models(SimulatorModels(autoencoder=str(tmp_path)), SIZE, 1, 1)  # by the headers
+    with pytest.raises(BadCheckpoint, match=told):
         Latents(str(tmp_path))
 
 
@@ -685,6 +688,29 @@ def test_the_command_line_refuses_in_one_line(tmp_path, capsys, text, complaint)
     assert caught.value.code == 2 and not out.exists()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and complaint in line
+
+
+FOREIGN = {
+    "autoencoder": "AutoencoderKL", "unet": "unet", "clip": "clip", "geometry": "depth_anything",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part, kind", FOREIGN.items())
+def test_foreign_weights_are_told_before_anything_is_played(
+    hub, tmp_path_factory, capsys, part, kind
+):
+    """Another model's weights under a part's config.json: exit code 2, one line, an empty tree."""
+    folder, tree = tmp_path_factory.mktemp("foreign"), tmp_path_factory.mktemp("tree")
+    for path in hub[kind].iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = next(folder.glob("*.safetensors"))
+    weights.write_bytes((hub["dinov2"] / "model.safetensors").read_bytes())
+    words = ["--simulator-models", f"{part}={folder}", "--out", str(tree / "deep" / "run")]
+    with pytest.raises(SystemExit) as caught:
+        cli.app(["train", "--preset", "debug", *words])
+    assert caught.value.code == 2 and list(tree.iterdir()) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and ("no weights for" in line or "not one weight" in line)
 
 
 def test_models_by_name(hub, monkeypatch):

@@ -2,10 +2,15 @@
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections import namedtuple
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +19,7 @@ import torch
 import cli
 import pretrained
 import runs
+import train
 from checkpoints import export_policy, exported_policy, load_part, save_part, used
 from fit import FitConfig, fit
 from instructions import INSTRUCTIONS
@@ -25,7 +31,7 @@ from tasks import ACTION_DIM, STATE_DIM
 from vlm import tokenize, words
 
 SIZE, CHUNK, WIDTH = 32, 3, 32
-FAMILIES = ("smolvlm", "qwen2_vl", "qwen2_5_vl", "paligemma", "llava")
+FAMILIES = ("smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "paligemma", "llava")
 SPECIAL = (
     "<pad>", "<unk>", "<s>", "</s>", "<image>", "<|image_pad|>", "<|vision_start|>",
     "<|vision_end|>", "<fake_token_around_image>", "<global-img>",
@@ -90,6 +96,12 @@ def tiny_model(family: str, vocabulary: dict[str, int]):
                 "fullatt_block_indexes": [1]}  # fmt: skip
         config = hf.Qwen2_5_VLConfig(vision_config=eyes, **qwen)
         return hf.Qwen2_5_VLForConditionalGeneration(config)
+    if family == "qwen3_vl":
+        eyes = {"depth": 2, "hidden_size": WIDTH, "out_hidden_size": WIDTH, "num_heads": 4,
+                "intermediate_size": 64, "patch_size": 4, "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0]}  # fmt: skip
+        qwen["text_config"] |= {"head_dim": 8}
+        return hf.Qwen3VLForConditionalGeneration(hf.Qwen3VLConfig(vision_config=eyes, **qwen))
     if family == "paligemma":
         eyes = {"model_type": "siglip_vision_model", **vision, "projection_dim": WIDTH,
                 "vision_use_head": False}  # fmt: skip
@@ -99,7 +111,21 @@ def tiny_model(family: str, vocabulary: dict[str, int]):
                 text_config=words, vision_config=eyes, image_token_index=image, projection_dim=WIDTH
             )
         )
+    if family == "gemma3":
+        eyes = {"model_type": "siglip_vision_model", **vision, "vision_use_head": False}
+        words = {"head_dim": 8, **text}
+        config = hf.Gemma3Config(
+            text_config=words, vision_config=eyes, mm_tokens_per_image=4, image_token_id=image,
+        )  # fmt: skip
+        return hf.Gemma3ForConditionalGeneration(config)
     eyes = {"model_type": "clip_vision_model", **vision}
+    if family == "llava_next":
+        return hf.LlavaNextForConditionalGeneration(
+            hf.LlavaNextConfig(
+                text_config={"model_type": "llama", **text}, vision_config=eyes,
+                image_token_index=image, image_grid_pinpoints=[[32, 64], [64, 32]],
+            )
+        )  # fmt: skip
     return hf.LlavaForConditionalGeneration(
         hf.LlavaConfig(
             text_config={"model_type": "llama", **text}, vision_config=eyes, image_token_index=image
@@ -584,17 +610,81 @@ def test_weights_of_another_architecture_are_refused(checkpoints, damaged):
         PretrainedVLM(large(damaged))
 
 
-def test_a_missing_weight_is_named(damaged):
-    """Otherwise transformers would fill the gap with random numbers."""
+def spoil(folder, change) -> None:
+    """Write the weights of a checkpoint anew after `change(weights, name of a query's)`."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights, next(n for n in weights if "q_proj" in n and "language_model" in n))
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def shorten(weights, name: str) -> None:
+    weights[name] = weights[name][1:].clone()
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (dict.pop, "no weights for .*q_proj"),
+        (shorten, r".*q_proj.* is \(31, 32\) and not \(32, 32\)"),
+    ],
+)
+def test_a_missing_or_foreign_weight_is_named(damaged, change, told):
+    """Otherwise transformers would fill the gap with random numbers. From the headers alone, and
+    when the weights are loaded."""
+    spoil(damaged, change)
+    assert re.search(rf"cannot be used \({told}", complaint(large(damaged)))
+    with pytest.raises(BadCheckpoint, match=rf"cannot be used \({told}"):
+        PretrainedVLM(large(damaged))
+
+
+def test_shards_are_compared_as_one(damaged):
+    """A checkpoint in two files and an index; whole, and with an index that names a weight which
+    neither file has."""
     from safetensors.torch import load_file, save_file
 
     path = damaged / "model.safetensors"
-    weights = load_file(path)
-    name = next(name for name in weights if "q_proj" in name and "language_model" in name)
-    del weights[name]
-    save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(BadCheckpoint, match=r"cannot be used \(no weights for .*q_proj"):
-        PretrainedVLM(large(damaged))
+    weights, files = load_file(path), ("model-1.safetensors", "model-2.safetensors")
+    path.unlink()
+    where = {name: files[row % 2] for row, name in enumerate(weights)}
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (damaged / "model.safetensors.index.json").write_text(json.dumps(index))
+    for file in files:
+        some = {name: weights[name] for name in weights if where[name] == file}
+        save_file(some, damaged / file, metadata={"format": "pt"})
+    check(large(damaged))
+    some.popitem()
+    save_file(some, damaged / file, metadata={"format": "pt"})
+    assert "no weights for" in complaint(large(damaged))
+
+
+def test_no_number_is_read_to_judge_a_checkpoint(checkpoint, monkeypatch):
+    """Only headers: no file of weights is loaded, and nothing of the model is in memory."""
+    import safetensors.torch
+
+    monkeypatch.setattr(safetensors.torch, "load_file", None)  # would fail if used
+    check(large(checkpoint))
+    vlm = PretrainedVLM(large(checkpoint), weights=False)
+    assert all(p.is_meta for p in vlm.parameters())
+
+
+def test_plain_pictures_need_no_row(tmp_path):
+    """Gemma 3 is not in FAMILIES: judged without weights, and read with them."""
+    save_tiny(tmp_path, "gemma3")
+    check(large(tmp_path))
+    vlm = PretrainedVLM(large(tmp_path)).eval()
+    assert vlm.image_tokens == 4
+    hidden = vlm(torch.zeros(2, 1, 3, SIZE, SIZE), ["open the drawer", "close it"])
+    assert hidden.shape[0] == 2 and hidden.isfinite().all()
+
+
+def test_an_architecture_that_needs_a_row_is_refused(tmp_path):
+    """LLaVA-NeXT wants its picture in tiles, and their size."""
+    save_tiny(tmp_path, "llava_next")
+    text = complaint(large(tmp_path))
+    assert "'llava_next'" in text and "needs a row in pretrained.FAMILIES" in text
 
 
 def test_no_access_to_the_hub(monkeypatch):
@@ -618,9 +708,71 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(checkpoints, m
     monkeypatch.setattr(transformers, "AutoModelForImageTextToText", None)  # would fail if used
     text = complaint(large(folder))
     assert re.search(r"needs about \S+ GiB of memory \(estimate\).*available", text)
+    monkeypatch.undo()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(2**30))
     check(large(folder))
     assert re.search(r"needs about \S+ GiB .*, 1 are available", capsys.readouterr().err)
+
+
+def test_on_a_gpu_its_own_memory_counts(checkpoints, monkeypatch, capsys):
+    """What the machine has must do for the weights alone, which are loaded there first."""
+    import psutil
+
+    Memory = namedtuple("Memory", "available")
+    model = large(checkpoints["llava"])
+    needed = check(model)
+    weights = needed / pretrained.OVERHEAD
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(weights + 1))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (needed, 2 * needed))
+    capsys.readouterr()
+    assert check(model, "cuda") == needed
+    assert "of the GPU's memory (estimate)" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (needed - 1, 2 * needed))
+    with pytest.raises(BadCheckpoint, match="GiB of the GPU's memory"):
+        check(model, "cuda")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(weights - 1))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * needed, 2 * needed))
+    with pytest.raises(BadCheckpoint, match="GiB of memory"):
+        check(model, "cuda")
+
+
+@pytest.mark.parametrize("told", ["index", "hub"])
+def test_a_model_that_does_not_fit_is_not_downloaded(checkpoints, tmp_path, monkeypatch, told):
+    """Its *.json come first; how large it is stands in its index, or the hub says so. With room for
+    it, the weights follow."""
+    import huggingface_hub
+    import psutil
+
+    Memory = namedtuple("Memory", "available")
+    hub = checkpoints["llava"]
+    size = (hub / "model.safetensors").stat().st_size
+    asked = []
+
+    def download(repository, allow_patterns, ignore_patterns):
+        asked.append(allow_patterns)
+        for path in hub.iterdir():
+            if path.suffix == ".json" or "*.safetensors" in allow_patterns:
+                (tmp_path / path.name).write_bytes(path.read_bytes())
+        return str(tmp_path)
+
+    def metadata(url):
+        assert url.endswith("owner/name/resolve/main/model.safetensors")
+        return namedtuple("Metadata", "size")(size)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(
+        huggingface_hub, "get_hf_file_metadata", metadata if told == "hub" else None
+    )
+    index = tmp_path / "model.safetensors.index.json"
+    if told == "index":
+        content = {"metadata": {"total_size": size}, "weight_map": {"a": "model.safetensors"}}
+        index.write_text(json.dumps(content))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(size - 1))
+    assert "owner/name: needs about" in complaint(large("owner/name"))
+    assert asked == [["*.json"]]
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(2 * size))
+    check(large("owner/name"))
+    assert asked[1] == ["*.json"] and "*.safetensors" in asked[2]
 
 
 def test_memory_is_counted_from_the_headers(checkpoints):
@@ -662,7 +814,92 @@ def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
     assert line.startswith("error: ") and missing in line
 
 
+def refused(monkeypatch, capsys, words: list[str], tree) -> str:
+    """The one line that the command leaves with, exit code 2; `tree` stays empty."""
+    monkeypatch.setattr(pretrained, "_import_peft", lambda: None)  # it would be told first
+    with pytest.raises(SystemExit) as caught:
+        cli.app(["train", "--preset", "debug", *words, "--out", str(tree / "deep" / "run")])
+    assert caught.value.code == 2 and list(tree.iterdir()) == []
+    lines = [line for line in capsys.readouterr().err.splitlines() if "are available" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_bad_weights_are_told_before_anything_is_played(
+    damaged, tmp_path_factory, capsys, monkeypatch
+):
+    """A weight that is missing, and an architecture without a row."""
+    tree = tmp_path_factory.mktemp("tree")
+    spoil(damaged, dict.pop)
+    line = refused(monkeypatch, capsys, ["--pretrained", str(damaged)], tree)
+    assert "no weights for" in line
+    save_tiny(damaged, "llava_next")
+    capsys.readouterr()  # the bar of what was saved
+    line = refused(monkeypatch, capsys, ["--pretrained", str(damaged)], tree)
+    assert "needs a row in pretrained.FAMILIES" in line
+
+
+# -------------------------------------------------------------------------------- the whole command
+
+
+def begin(words: list[str], out, log) -> subprocess.Popen:
+    """The real command, in a process group of its own."""
+    command = [sys.executable, str(Path(cli.__file__)), "train", *words, "--out", str(out)]
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def kill_in(stage: str, words: list[str], out, log) -> None:
+    """Begin the command and end it by SIGKILL once `stage` has left a state to resume from."""
+    process, until = begin(words, out, log), time.time() + 1800
+    while not any((out / "resume").glob(f"{stage}*")):
+        assert process.poll() is None and time.time() < until
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert stage not in runs.Run.open(out).stages
+
+
+@pytest.mark.slow
+def test_the_whole_command_killed_and_resumed(checkpoints, tmp_path):
+    """`train --pretrained` to its end, killed while it imitates and while it plays LOOP: the
+    imitated policy is that of a run in peace, bit by bit, and every stage finishes."""
+    pytest.importorskip("peft", reason="peft is in requirements-gpu.txt")
+    from checkpoints import same_parts
+
+    words = ["--preset", "debug", "--tasks", "handle-press", "--starts", "1"]
+    words += ["--pretrained", str(checkpoints["smolvlm"])]
+    with (tmp_path / "log").open("w+") as log:
+        assert begin([*words, "--until", "sft"], tmp_path / "peace", log).wait() == 0
+        for stage in ("sft", "rl"):
+            kill_in(stage, words, tmp_path / "run", log)
+        code = begin(words, tmp_path / "run", log).wait()
+        log.seek(0)
+        assert code == 0, log.read()
+    run, peace = runs.Run.open(tmp_path / "run"), runs.Run.open(tmp_path / "peace")
+    assert list(run.stages) == list(train.STAGES)
+    assert same_parts(run.checkpoint("sft"), peace.checkpoint("sft"))
+    assert not same_parts(run.checkpoint("sft"), run.checkpoint("filtered_bc"))
+    for name in ("sft", "filtered_bc", "dream_bc", "policy"):
+        policy = run.policy(name)
+        assert any("lora_" in weight for weight in policy.state_dict())
+    assert run.reflector().frozen and math.isfinite(run.stages["rl"]["history"][-1]["return"])
+    assert run.checkpoint("reflector").stat().st_size < 50_000  # its head alone
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 # ------------------------------------------------------------------------------------------ presets
+
+
+def test_a_presets_estimate_is_that_of_the_docs():
+    """What `train` prints stands in the table as well."""
+    page = (Path(cli.__file__).parent / "docs" / "pretrained.md").read_text()
+    for preset, text in cli.ESTIMATES.items():
+        (row,) = [row for row in page.splitlines() if row.startswith(f"| `{preset}` |")]
+        assert all(words in row for words in text.split(", ")), preset
+        (line,) = cli.expected(preset, "cuda")
+        assert text in line and "estimate" in line
+        assert "expect days" in cli.expected(preset, "cpu")[1]
+    assert cli.expected("cpu", "cpu") == []
 
 
 def test_paper_preset_has_the_papers_numbers():
