@@ -164,8 +164,7 @@ def train_command(
     )  # fmt: skip
     if until is not None:
         one_of("--until", until, stages.stages_of(config))
-    explored = config.exploration + (config.rounds - 1) * config.round_exploration
-    episodes = len(config.tasks) * (config.demos + explored)
+    episodes = len(config.tasks) * (config.demos + explored(config))
     room = room_mb(preset, config) + episodes_mb(episodes, config.env)
     existing = check_output(out, room)
     render.choose_backend()  # without a renderer there would be a run folder with nothing in it
@@ -176,6 +175,11 @@ def train_command(
     with only_training(out), StageDisplay(run, stages.stages_of(config)) as display:
         if preset in ("gpu", "paper") and device == "cpu":
             display.line(f"preset {preset} on the processor: expect days; a GPU is --device cuda")
+        if config.env.robot.name == "libero" and preset not in ("libero", "debug", "paper"):
+            display.line(
+                f"{real_episodes(config)} real episodes of LIBERO ahead, or more; "
+                "--preset libero is the reduced setting"
+            )
         try:
             stages.train(run, display.say, display.progress, until)
         except Exception:
@@ -184,6 +188,20 @@ def train_command(
             raise
     if processes.is_main():
         print(f"report: {report.write_report(run).with_suffix('.html')}")
+
+
+def real_episodes(config: RunConfig) -> int:
+    """Demonstrations, exploration and the evaluation of each policy that imitates: at the least,
+    since the expert may fail, and the gauge and LOOP in reality play as many as they need."""
+    from train import IMITATION, stages_of
+
+    evaluated = config.test_starts * len({*IMITATION} & {*stages_of(config)})
+    return len(config.tasks) * (config.demos + explored(config) + evaluated)
+
+
+def explored(config: RunConfig) -> int:
+    """Exploration episodes of each task, over all rounds."""
+    return config.exploration + (config.rounds - 1) * config.round_exploration
 
 
 def room_mb(preset: str, config: RunConfig) -> float:
@@ -319,6 +337,7 @@ def evaluate_command(
     ] = "oracle",
     starts: Annotated[int | None, typer.Option(help="Per task; default: the run's.")] = None,
     split: Annotated[str, typer.Option(help="test or dev.")] = "test",
+    device: Device = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON on stdout and nothing else.")
     ] = False,
@@ -331,12 +350,13 @@ def evaluate_command(
     one_of("--policy", policy, ("policy", "sft"))
     one_of("--termination", termination, TERMINATIONS)
     one_of("--split", split, ("test", "dev"))
-    run = Run.open(folder)
+    check_device(device)
+    run = Run.open(folder, device)
     count = run.config.test_starts if starts is None else in_range("--starts", starts, 1)
     plan = test_starts(run.config.tasks, count, split)
+    processes.start(device, {})
     player = run.policy(policy)
     reflector = run.reflector() if termination == "reflector" else None
-    processes.start("cpu", {})
     slots = -(-min(run.config.slots, len(plan)) // processes.world())
     env = VecRealEnv(slots, run.config.env)
     try:
@@ -389,6 +409,7 @@ def trust_command(
     folder: RunFolder,
     starts: Annotated[int, typer.Option(help="Per task.")] = 50,
     split: Annotated[str, typer.Option(help="dev; test for reported figures only.")] = "dev",
+    device: Device = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON on stdout and nothing else.")
     ] = False,
@@ -399,7 +420,8 @@ def trust_command(
 
     in_range("--starts", starts, 1)
     one_of("--split", split, ("dev", "test"))
-    run = Run.open(folder)
+    check_device(device)
+    run = Run.open(folder, device)
     say = (lambda line: None) if as_json else print
     result = trust.trust(run, starts, say, split)
     if as_json:

@@ -183,6 +183,8 @@ def test_options_of_train_reach_the_settings():
         ("evaluate run --split train", ["'train'", "test, dev"]),
         ("evaluate run --starts 0", ["got 0", "1 or more"]),
         ("evaluate run --starts 999999", ["999999", "100000"]),
+        ("evaluate run --device toaster", ["'toaster'", "expected cpu"]),
+        ("trust run --device cuda:99", ["'cuda:99'", "expected cpu", "--device cpu"]),
         ("imagine run --actions best", ["'best'", "expert, policy, sft"]),
         ("imagine run --seed -1", ["got -1", "0 or more"]),
         ("imagine run --task reach", ["'reach'", "handle-press"]),
