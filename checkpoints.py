@@ -31,10 +31,12 @@ class BadRun(ValueError):
 
 
 def save_part(path: Path, part: nn.Module, description: dict) -> None:
-    """Write weights and description (settings, JSON) to one safetensors file, atomically."""
+    """Write weights and description (settings, JSON) to one safetensors file, atomically. Of
+    several processes all come here, and leave when the file is there: they may read it next."""
     state = {name: processes.whole(tensor) for name, tensor in part.state_dict().items()}
     if processes.is_main():
         write_tensors(path, state, json.dumps(used(description)))
+    processes.wait()
 
 
 def load_part(path: Path, part: nn.Module, description: dict) -> None:

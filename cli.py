@@ -168,8 +168,7 @@ def train_command(
     )  # fmt: skip
     if until is not None:
         one_of("--until", until, stages.stages_of(config))
-    explored = config.exploration + (config.rounds - 1) * config.round_exploration
-    episodes = len(config.tasks) * (config.demos + explored)
+    episodes = len(config.tasks) * (config.demos + explored(config))
     room = room_mb(preset, config) + episodes_mb(episodes, config.env)
     existing = check_output(out, room)
     render.choose_backend()  # without a renderer there would be a run folder with nothing in it
@@ -178,7 +177,7 @@ def train_command(
     with processes.main_first():
         run = Run.create(out, config, device)
     with only_training(out), StageDisplay(run, stages.stages_of(config)) as display:
-        for line in expected(preset, device):
+        for line in expected(preset, device, config):
             display.line(line)
         try:
             stages.train(run, display.say, display.progress, until)
@@ -190,13 +189,33 @@ def train_command(
         print(f"report: {report.write_report(run).with_suffix('.html')}")
 
 
-def expected(preset: str, device: str) -> list[str]:
-    """What the larger presets need, for the start of a run."""
-    if preset not in ESTIMATES:
-        return []
-    told = [f"preset {preset}: {ESTIMATES[preset]} (estimate, counted, not measured)"]
-    on_processor = f"preset {preset} on the processor: expect days; a GPU is --device cuda"
-    return [*told, on_processor] if device == "cpu" else told
+def expected(preset: str, device: str, config: RunConfig) -> list[str]:
+    """What larger runs need, for the start of one."""
+    lines = []
+    if preset in ESTIMATES:
+        lines = [f"preset {preset}: {ESTIMATES[preset]} (estimate, counted, not measured)"]
+        if device == "cpu":
+            lines += [f"preset {preset} on the processor: expect days; a GPU is --device cuda"]
+    if config.env.robot.name == "libero" and preset not in ("libero", "debug", "paper"):
+        lines += [
+            f"{real_episodes(config)} real episodes of LIBERO ahead, or more; "
+            "--preset libero is the reduced setting"
+        ]
+    return lines
+
+
+def real_episodes(config: RunConfig) -> int:
+    """Demonstrations, exploration and the evaluation of each policy that imitates: at the least,
+    since the expert may fail, and the gauge and LOOP in reality play as many as they need."""
+    from train import IMITATION, stages_of
+
+    evaluated = config.test_starts * len({*IMITATION} & {*stages_of(config)})
+    return len(config.tasks) * (config.demos + explored(config) + evaluated)
+
+
+def explored(config: RunConfig) -> int:
+    """Exploration episodes of each task, over all rounds."""
+    return config.exploration + (config.rounds - 1) * config.round_exploration
 
 
 def room_mb(preset: str, config: RunConfig) -> float:
@@ -334,6 +353,7 @@ def evaluate_command(
     starts: Annotated[int | None, typer.Option(help="Per task; default: the run's.")] = None,
     split: Annotated[str, typer.Option(help="test or dev.")] = "test",
     skip: Annotated[int, typer.Option(help="Leave out that many first starts per task.")] = 0,
+    device: Device = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON on stdout and nothing else.")
     ] = False,
@@ -346,12 +366,13 @@ def evaluate_command(
     one_of("--policy", policy, ("policy", "sft"))
     one_of("--termination", termination, TERMINATIONS)
     one_of("--split", split, ("test", "dev"))
-    run = Run.open(folder)
+    check_device(device)
+    run = Run.open(folder, device)
     count = run.config.test_starts if starts is None else in_range("--starts", starts, 1)
     plan = test_starts(run.config.tasks, count, split, in_range("--skip", skip, 0))
+    processes.start(device, {})
     player = run.policy(policy)
     reflector = run.reflector() if termination == "reflector" else None
-    processes.start("cpu", {})
     slots = -(-min(run.config.slots, len(plan)) // processes.world())
     env = VecRealEnv(slots, run.config.env)
     try:
@@ -404,6 +425,7 @@ def trust_command(
     folder: RunFolder,
     starts: Annotated[int, typer.Option(help="Per task.")] = 50,
     split: Annotated[str, typer.Option(help="dev; test for reported figures only.")] = "dev",
+    device: Device = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON on stdout and nothing else.")
     ] = False,
@@ -414,7 +436,8 @@ def trust_command(
 
     in_range("--starts", starts, 1)
     one_of("--split", split, ("dev", "test"))
-    run = Run.open(folder)
+    check_device(device)
+    run = Run.open(folder, device)
     say = (lambda line: None) if as_json else print
     result = trust.trust(run, starts, say, split)
     if as_json:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # nothing heavy at the top: `cli.py --help` loads this file
 TIMEOUT = timedelta(hours=2)
 Number = TypeVar("Number", int, float)
 LAST_WORDS = 10  # seconds in which the main process would have said the same
+MAIN_FIRST = 1  # seconds that it has for that where the launcher ends all at once
 GONE = (
     "a process of this run is gone (killed, or out of memory?); expected all of them to the end; "
     "run the same command again to resume"
@@ -87,21 +88,47 @@ def start(device: str, sizes: dict[str, int]) -> None:
     from accelerate import PartialState
 
     _state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
-    if is_main():  # the launcher ends the others when one has died: say what happened
-        signal.signal(signal.SIGTERM, _ended_by_the_launcher)
+    # The launcher ends the others when one has died: say what happened.
+    signal.signal(signal.SIGTERM, _ended_by_the_launcher)
 
 
 def _ended_by_the_launcher(*_signal) -> None:
-    raise RuntimeError(GONE)
+    if is_main():
+        raise RuntimeError(GONE)
+    _stand_in(GONE)
+
+
+def _stand_in(line: str) -> None:
+    """End this process, by the launcher's wish; if none has said why, it does: the main process may
+    be the one that was killed."""
+    time.sleep(MAIN_FIRST)
+    if _first_to_speak():
+        # Not by print: the signal may have come in the middle of one.
+        os.write(2, f"error: process {rank()} of {world()}: {line}\n".encode())
+    os._exit(2)
+
+
+def _first_to_speak() -> bool:
+    """Whether no process has told of an error yet; from now on one has. Before they are connected
+    all of them meet the same errors, and the main one tells."""
+    if _state is None:
+        return False
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    try:
+        return _get_default_store().add("told of an error", 1) == 1
+    except RuntimeError:  # the store was in a process that is gone
+        return True
 
 
 def last_words(line: str) -> str:
     """The line that this process prints for an error: what went wrong in all of them is said once,
-    by the main process; the launcher ends the others while they wait for that."""
+    by the main process; the launcher ends the others while they wait for that. Where the main one
+    was killed, one of the others says it then."""
     rank = int(os.environ.get("RANK", 0))
     if launched() == 1 or rank == 0:
         return line
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(2))
+    signal.signal(signal.SIGTERM, lambda *_: _stand_in(line))
     time.sleep(LAST_WORDS)
     return f"process {rank} of {launched()}: {line}"
 
@@ -111,6 +138,7 @@ def leave(code: int) -> None:
     it is closed before; after an error, when nobody may be there to close it with, Python's end is
     left out."""
     if _state is not None and code:
+        _first_to_speak()  # whatever there was to say has been said
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

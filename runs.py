@@ -499,7 +499,7 @@ class Run:
         return cls(folder, config, device)
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: Path, device: str = "cpu") -> Run:
         """Open an existing run folder to read it."""
         path = Path(folder) / "config.json"
         if not path.is_file():
@@ -507,7 +507,7 @@ class Run:
                 f"{folder}: not a run folder (no config.json); make one with: "
                 f"python cli.py train --out {folder}, or unpack the example: make example"
             )
-        return cls(Path(folder), config_from_json(path.read_bytes()))
+        return cls(Path(folder), config_from_json(path.read_bytes()), device)
 
     def finish_stage(self, name: str, seconds: float, cpu: float, result: dict) -> None:
         """Record a stage as done: what it gave, its seconds and its processor seconds (these, and

@@ -129,7 +129,7 @@ def pretrained(checkpoint: str, out: Path) -> dict:
     """A pretrained policy after a few steps, as its checkpoint has it; sharded where that is
     configured."""
     torch.manual_seed(0)
-    model = PretrainedConfig(checkpoint, lora_rank=4 * (find_spec("peft") is not None), bf16=False)
+    model = PretrainedConfig(checkpoint, lora_rank=4 * (find_spec("peft") is not None), bf16=True)
     config = PolicyConfig(backbone="pretrained", size=SIZE, hidden=16, pretrained=model)
     policy, losses = Policy(config), []
     processes.shard(policy)

@@ -185,6 +185,8 @@ def test_options_of_train_reach_the_settings():
         ("evaluate run --starts 999999", ["999999", "100000"]),
         ("evaluate run --skip -1", ["got -1", "0 or more"]),
         ("evaluate run --skip 99999", ["test split", "100000", "99999+2"]),
+        ("evaluate run --device toaster", ["'toaster'", "expected cpu"]),
+        ("trust run --device cuda:99", ["'cuda:99'", "expected cpu", "--device cpu"]),
         ("imagine run --actions best", ["'best'", "expert, policy, sft"]),
         ("imagine run --seed -1", ["got -1", "0 or more"]),
         ("imagine run --task reach", ["'reach'", "handle-press"]),

@@ -896,10 +896,11 @@ def test_a_presets_estimate_is_that_of_the_docs():
     for preset, text in cli.ESTIMATES.items():
         (row,) = [row for row in page.splitlines() if row.startswith(f"| `{preset}` |")]
         assert all(words in row for words in text.split(", ")), preset
-        (line,) = cli.expected(preset, "cuda")
+        config = runs.preset(preset)
+        (line,) = cli.expected(preset, "cuda", config)
         assert text in line and "estimate" in line
-        assert "expect days" in cli.expected(preset, "cpu")[1]
-    assert cli.expected("cpu", "cpu") == []
+        assert "expect days" in cli.expected(preset, "cpu", config)[1]
+    assert cli.expected("cpu", "cpu", runs.preset("cpu")) == []
 
 
 def test_paper_preset_has_the_papers_numbers():

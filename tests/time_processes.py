@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=2 python tests/time_processes.py
     accelerate launch --config_file launch/cpu.yaml --num_processes 2 tests/time_processes.py
 
-prints steps of imitation, steps of the simulator, and dreams, each timed after a first round that
-is not. On a machine that does other things too, alternate the two and compare them in pairs.
+prints steps of imitation, steps of the simulator, dreams, and real episodes, each timed after a
+first round that is not (in it the workers of the real environment make their tasks). On a machine
+that does other things too, alternate the two and compare them in pairs.
 """
 
 import json
@@ -21,13 +22,17 @@ from scripted import random_episode
 
 import processes
 from camera import Camera
-from demos import Episode
+from demos import Episode, play
 from dreams import dream_along
 from fit import fit
 from policy import Policy, imitation_batches
 from runs import preset
 from simulator import Simulator, transition_batches
+from tasks import Start, split_seeds
+from vecenv import VecRealEnv
 from worldenv import NoReflector, WorldEnv
+
+REAL = 32  # real episodes of Meta-World, each to its horizon
 
 
 def recorded(seed: int, length: int = 10) -> Episode:
@@ -37,7 +42,8 @@ def recorded(seed: int, length: int = 10) -> Episode:
 
 def timed(work) -> dict[str, float]:
     """Seconds of `work()` until all processes are through, after one round to warm up; and the
-    processor's seconds, summed over processes, which other programs disturb less."""
+    processor's seconds, summed over processes, which other programs disturb less. (What the workers
+    of the real environment take is in the first only.)"""
     for _ in range(2):
         processes.wait()
         started, used = time.time(), time.process_time()
@@ -56,6 +62,8 @@ if __name__ == "__main__":
     simulator.album.fill(episodes)
     simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
     world = WorldEnv(simulator, NoReflector(), {}, 16 // processes.world(), config.env)
+    real = VecRealEnv(REAL // processes.world(), config.env)
+    starts = [Start("reach", seed) for seed in split_seeds("dev", REAL)]
     pictures, moves = replace(config.simulator_fit, steps=8), replace(config.sft, steps=20)
     seconds = {
         "sft": timed(lambda: fit(policy, imitation_batches(episodes, moves.batch, 0), moves)),
@@ -63,7 +71,9 @@ if __name__ == "__main__":
             lambda: fit(simulator, transition_batches(episodes, pictures.batch, 0), pictures)
         ),
         "dreams": timed(lambda: dream_along(world, episodes)),
+        "real": timed(lambda: play(real, starts, policy.act, "evaluation", after_success=None)),
     }
+    real.close()
     if processes.is_main():
         print(
             json.dumps({"world": processes.world(), "threads": torch.get_num_threads(), **seconds})
