@@ -5,6 +5,8 @@ import importlib.util
 import io
 import re
 import string
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +19,9 @@ from typer.testing import CliRunner
 import cli
 import demos
 import libero_env
+import report
 import runs
+import train
 from album import Album, weighed
 from camera import Camera
 from demos import Episode
@@ -130,6 +134,14 @@ def test_every_preset_is_consistent():
     assert runs.preset("cpu").env.robot == METAWORLD
 
 
+def test_the_papers_setting_plays_its_benchmark():
+    """`--preset paper --suite libero_spatial`, which eight processes can share."""
+    config = with_tasks(runs.preset("paper"), SUITES["libero_spatial"])
+    assert config.env.robot.name == "libero" and config.test_starts == FIXED_STARTS
+    assert config.policy.chunk == config.simulator.chunk == 8
+    assert all(size % 8 == 0 for size in config.shared.values())
+
+
 def test_a_robot_has_numbers_for_each_entry():
     """Bad dimensions are refused where a robot is described."""
     with pytest.raises(ValueError, match="Robot.middle: got 4 numbers, expected 7"):
@@ -233,6 +245,19 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install -r requirements-libero.txt" in invoke(*arguments)
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("preset, told", [("cpu", True), ("libero", False), ("debug", False)])
+def test_thousands_of_real_episodes_are_told_of_first(tmp_path, monkeypatch, preset, told):
+    """5 demonstrations, 200 explored and 3 policies from 50 starts, for each of ten tasks."""
+    monkeypatch.setattr(cli, "check_playable", lambda names: None)
+    monkeypatch.setattr(train, "train", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda run: tmp_path / "report.md")
+    words = ["--preset", preset, "--suite", "libero_object", "--demos", "5"]
+    result = CliRunner().invoke(cli.app, ["train", *words, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    line = "3550 real episodes of LIBERO ahead, or more; --preset libero is the reduced setting"
+    assert result.output.splitlines()[:-1] == ([line] if told else [])
 
 
 # ---------------------------------------------------------- any robot in every part, without LIBERO
@@ -491,6 +516,30 @@ def test_test_starts_are_those_of_the_benchmark(env):
 
 @needs_libero
 @pytest.mark.slow
+def test_furniture_stands_where_the_benchmark_puts_it():
+    """At each test start elsewhere, and as in its evaluation: one seed(0), then a hard reset before
+    each episode. Whoever asks for one start alone, or for a later one first, gets the same."""
+    from libero.libero.envs.env_wrapper import ControlEnv
+
+    names = ["wooden_cabinet_1_main", "flat_stove_1_main"]
+    path = libero_env._file("bddl_files", DRAWER, ".bddl")
+    theirs = ControlEnv(path, has_offscreen_renderer=False, use_camera_obs=False)
+    theirs.seed(0)
+    expected = []
+    for _ in range(3):
+        theirs.reset()
+        model = theirs.sim.model._model
+        expected.append(np.stack([[model.body(n).pos, model.body(n).quat[:3]] for n in names]))
+    assert np.abs(expected[1] - expected[0]).max() > 1e-3
+    env = libero_env.LiberoEnv(DRAWER)
+    for i in (2, 0, 1, 2):
+        env.reset(seed=split_seeds("test", 1, i)[0])
+        bodies = [env._model.body(name) for name in names]
+        np.testing.assert_array_equal([[b.pos, b.quat[:3]] for b in bodies], expected[i])
+
+
+@needs_libero
+@pytest.mark.slow
 def test_a_restored_environment_continues_bit_by_bit(env):
     """In the middle of a grasp, after another episode, twice; the expert's plan included."""
     env.reset(seed=split_seeds("dev", 1)[0])
@@ -605,3 +654,18 @@ def test_workers_play_libero():
             np.testing.assert_array_equal(seen["image"], together["image"][slot])
             np.testing.assert_array_equal(seen["state"], together["state"][slot])
     assert camera == alone.camera
+
+
+@needs_libero
+@pytest.mark.slow
+def test_the_whole_loop_on_libero(tmp_path):
+    """The command of docs/libero.md: every stage with two tasks and tiny parts, to the report."""
+    words = ["--preset", "debug", "--suite", "libero_object", "--tasks", f"{MILK},{BUTTER}"]
+    command = [sys.executable, cli.__file__, "train", *words, "--out", str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    assert result.returncode == 0, result.stderr
+    run = runs.Run.open(tmp_path / "run")
+    assert tuple(run.stages) == train.stages_of(run.config)
+    assert run.config.tasks == (MILK, BUTTER)
+    assert run.ledger()["demonstrations"] == 2 * run.config.demos
+    assert (tmp_path / "run" / "report.html").is_file()
