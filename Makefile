@@ -21,7 +21,7 @@ ARGS ?=
 
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.notebook-tools
-DATA := $(VENV)/.data-tools
+OPTIONAL := $(VENV)/.optional-tools
 SUPPLY := $(VENV)/.supply-tools
 RUN := "$(VENV)/bin/python"
 PIP := $(RUN) -m pip --disable-pip-version-check
@@ -29,7 +29,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PYTEST := -m pytest -n 2 --dist loadfile
 
 .PHONY: train example test test-all test-minimum lint setup notebooks notebook-tools clean-venv
-.PHONY: data-tools constraints licences audit
+.PHONY: optional-tools constraints licences audit
 .DEFAULT_GOAL := setup
 
 train: setup
@@ -73,8 +73,8 @@ notebooks: setup notebook-tools
 # With these `make test` runs the notebooks too, at debug size.
 notebook-tools: $(TOOLS)
 
-# With these it runs the tests of HDF5 and LeRobot too.
-data-tools: $(DATA)
+# With these it runs the tests of HDF5, LeRobot and LoRA too.
+optional-tools: $(OPTIONAL)
 
 # Every version of constraints.txt anew, for all Pythons and systems at once, from the direct
 # dependencies in requirements*.txt; what still fits stays, unless ARGS=--upgrade. The libraries of
@@ -131,8 +131,9 @@ $(TOOLS): requirements-notebooks.txt $(STAMP)
 	$(PIP) install --quiet -r requirements-notebooks.txt -c constraints.txt
 	@touch "$@"
 
-$(DATA): requirements-data.txt $(STAMP)
+$(OPTIONAL): requirements-data.txt requirements-gpu.txt $(STAMP)
 	$(PIP) install --quiet -r requirements-data.txt -c constraints.txt
+	$(PIP) install --quiet --no-deps -r requirements-gpu.txt
 	@touch "$@"
 
 $(SUPPLY): requirements-tools.txt $(STAMP)

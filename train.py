@@ -214,6 +214,7 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
     """
     config = run.config
     policy = run.policy("sft" if number == 1 else "policy")
+    demonstrations = sources(run)[0] if number == 1 else []
     earlier = len(config.tasks) * config.demos + sum(
         stage["ledger"]["exploration_episodes"]
         for name, stage in run.stages.items()
@@ -231,7 +232,7 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
     episodes = explored(policy, begin, first)
     if number == 1:
         good = [e for e in episodes if e.succeeded]
-        policy = _explorer(run, policy, sources(run)[0] + good, progress)
+        policy = _explorer(run, policy, demonstrations + good, progress)
     episodes += explored(policy, begin + first, count - first)
     if processes.is_main():
         # More than that was left by a run that was killed inside this stage.

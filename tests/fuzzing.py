@@ -634,7 +634,7 @@ COMMANDS = (
 OPTIONS = (
     "--demos", "--preset", "--tasks", "--suite", "--seed", "--out", "--env", "--device",
     "--iterations", "--rounds", "--starts", "--plain", "--stop-rule", "--until", "--pretrained",
-    "--simulator-models", "--task", "--actions", "--policy", "--split", "--termination",
+    "--simulator-models", "--task", "--actions", "--policy", "--split", "--skip", "--termination",
     "--json", "--host", "--port", "--size", "--chunk", "--horizon", "--recorded",
     "--upside-down", "--film", "--upright", "--mirrored", "--image", "--instruction", "--fps",
     "--video", "--seeds", "--methods", "--help", "--nonsense", "-x", "--", "--browser",
