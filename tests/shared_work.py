@@ -125,11 +125,12 @@ def episodes() -> dict:
     }
 
 
-def pretrained(checkpoint: str, out: Path) -> dict:
-    """A pretrained policy after a few steps, as its checkpoint has it; sharded where that is
-    configured."""
+def pretrained(checkpoint: str, width: str, out: Path) -> dict:
+    """A pretrained policy in float32 or bfloat16 after a few steps, as its checkpoint has it;
+    sharded where that is configured."""
     torch.manual_seed(0)
-    model = PretrainedConfig(checkpoint, lora_rank=4 * (find_spec("peft") is not None), bf16=True)
+    rank = 4 * (find_spec("peft") is not None)
+    model = PretrainedConfig(checkpoint, lora_rank=rank, bf16=width == "bfloat16")
     config = PolicyConfig(backbone="pretrained", size=SIZE, hidden=16, pretrained=model)
     policy, losses = Policy(config), []
     processes.shard(policy)
@@ -144,8 +145,8 @@ if __name__ == "__main__":
     processes.start("cpu", {"groups": 4})
     torch.set_num_threads(1)
     result, out = {"world": processes.world()}, Path(sys.argv[1])
-    if len(sys.argv) == 3:
-        result |= pretrained(sys.argv[2], out)
+    if len(sys.argv) == 4:
+        result |= pretrained(sys.argv[2], sys.argv[3], out)
     else:
         result |= {**fits(), **loops(), "episodes": episodes()}
     result["connected"] = torch.distributed.is_initialized()

@@ -199,21 +199,25 @@ def test_explored_episodes(shared_work):
 
 
 @pytest.mark.slow
-def test_fsdp_by_configuration(tmp_path):
+@pytest.mark.parametrize("width", ["float32", "bfloat16"])
+def test_fsdp_by_configuration(tmp_path, width):
     """launch/fsdp.yaml, here on the processor: a pretrained policy of which each process holds half
-    trains as a whole one does, and its checkpoint is whole."""
+    trains as a whole one does, and its checkpoint is whole. In bfloat16, as in the preset paper, a
+    part in 2^8 is rounding: where a gradient is no more than that, Adam steps either way, so only
+    the losses are compared."""
     folders = [tmp_path / name for name in ("hub", "one", "two")]
     for folder in folders:
         folder.mkdir()
     hub, alone, both = folders
     save_tiny(hub, "llava")
-    one, two, other = worked(alone, both, hub, config="fsdp.yaml")
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    one, two, other = worked(alone, both, hub, width, config="fsdp.yaml")
+    rounding = 1e-4 if width == "float32" else 2**-8
+    assert two["losses"] == pytest.approx(one["losses"], rel=rounding)
     assert two["weights held"] + other["weights held"] == one["weights held"]
     assert two["weights held"] < 0.6 * one["weights held"]
     before, after = (load_file(folder / "policy.safetensors") for folder in (alone, both))
     assert before.keys() == after.keys()
-    for name, weight in before.items():
+    for name, weight in before.items() if width == "float32" else ():
         assert ((weight - after[name]).abs() > 1e-4).float().mean() < 0.05, name
 
 
