@@ -38,7 +38,7 @@ def main(cases: int = 1000, seed: int = 0, *names: str) -> None:
             "cases": passed,
             **counts,
             "seed": seed,
-            "command": f"python tests/fuzz_count.py {cases} {seed}",
+            "command": f"python tests/fuzz_count.py {cases} {seed} {name}",
             "commit": current_commit(),
             "hardware": hardware(),
             "versions": versions(),
