@@ -8,7 +8,6 @@ The HTML page is the Markdown text, rendered by page.py with pictures and films 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from charts import POLICIES, learning_chart, rl_chart, success_chart
-from demos import Episode, play, write_atomically
+from demos import Episode, parse_json, play, write_atomically
 from dreams import dream_along
 from evaluate import (
     TERMINATIONS,
@@ -427,7 +426,7 @@ def _trust(run: Run) -> list[str]:
     if not path.is_file():
         return []
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_bytes())
         about = f"{found['starts_per_task']} starts a task of the {found['split']} split"
         lines = ["## Held against reality", "", f"`python cli.py trust`, {about}.", ""]
         told = {agreement_words(*item) for item in found["agreement"].items()}  # below, with tables
