@@ -26,6 +26,10 @@ from resume import read_tensors, write_tensors
 AGAIN = "delete it, take its stage out of stages.json, and train again"
 
 
+# What it raises to work with a record that has something else in the place of what is expected.
+SPOILED = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
+
+
 class BadRun(ValueError):
     """A run folder or checkpoint that cannot be used; the message is one line with the remedy."""
 

@@ -44,11 +44,11 @@ from charts import BLUE, GREY, ORANGE, png
 from checkpoints import save_part
 from demos import write_atomically
 from evaluate import (
-    REAL_EPISODES,
     TERMINATIONS,
     cpu_seconds,
     evaluate_all,
     mean_interval,
+    real_episodes,
     test_starts,
 )
 from fit import fit
@@ -151,11 +151,7 @@ def _spent(run: Run, names: Iterable[str]) -> dict[str, int]:
 
 def real_budget(run: Run) -> int:
     """Real episodes beyond the demonstrations that the training of a run has cost."""
-    return _real_episodes(training_ledger(run))
-
-
-def _real_episodes(ledger: dict[str, int]) -> int:
-    return sum(ledger.get(kind, 0) for kind in REAL_EPISODES)
+    return real_episodes(training_ledger(run))
 
 
 def _run(folder: Path, config: RunConfig, say, progress, until: str | None = None) -> Run:
@@ -258,13 +254,13 @@ def table(records: list[dict]) -> list[dict]:
     rows = []
     for method in dict.fromkeys(r["method"] for r in records):
         mine = [r for r in records if r["method"] == method]
-        row: dict = {"method": method}
-        row["real_episodes"] = float(np.mean([_real_episodes(r["ledger"]) for r in mine]))
-        for name, kind, per in (
-            ("imagined_frames", "imagined_frames", 1),
-            ("cpu_hours", "cpu_seconds", 3600),
-        ):
-            row[name] = float(np.mean([r["ledger"].get(kind, 0) / per for r in mine]))
+        ledgers = [r["ledger"] for r in mine]
+        row: dict = {
+            "method": method,
+            "real_episodes": float(np.mean([real_episodes(x) for x in ledgers])),
+            "imagined_frames": float(np.mean([x.get("imagined_frames", 0) for x in ledgers])),
+            "cpu_hours": float(np.mean([x.get("cpu_seconds", 0) / 3600 for x in ledgers])),
+        }
         for termination in TERMINATIONS:
             results = [r["results"] for r in mine if termination in r["results"]]
             row[termination] = _interval([result[termination]["mean"] for result in results])

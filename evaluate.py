@@ -25,6 +25,11 @@ TERMINATIONS = ("oracle", "reflector", "none")
 REAL_EPISODES = ("exploration_episodes", "calibration_episodes", "gauge_episodes", "rl_episodes")
 
 
+def real_episodes(ledger: dict[str, int]) -> int:
+    """How many of them a ledger counts."""
+    return sum(ledger.get(kind, 0) for kind in REAL_EPISODES)
+
+
 def known(value) -> bool:
     """Whether it is a number that could be measured: neither None nor nan."""
     return isinstance(value, (int, float)) and math.isfinite(value)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from charts import POLICIES, learning_chart, rl_chart, success_chart
+from checkpoints import SPOILED
 from demos import Episode, parse_json, play, write_atomically
 from dreams import dream_along
 from evaluate import (
@@ -77,7 +78,7 @@ def what_is_missing(folders: list[Path]) -> Iterator[None]:
         yield
     except BadRun:
         raise
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    except SPOILED as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"is spoiled ({error!r})"
         raise BadRun(
             f"{', '.join(map(str, folders))}: a stages.json {what}; expected what `train` "

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from checkpoints import SPOILED
 from demos import collect_expert, parse_json, play, write_atomically
-from evaluate import REAL_EPISODES, evaluate, hardware, mean_interval, test_starts, wilson
+from evaluate import evaluate, hardware, mean_interval, real_episodes, test_starts, wilson
 from fit import FitConfig, fit
 from instructions import TASKS
 from policy import Policy, PolicyConfig, imitation_batches
@@ -43,7 +44,7 @@ def _reading(path: Path, remedy: str) -> Iterator[None]:
         yield
     except BadRun:
         raise
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    except SPOILED as error:
         raise BadRun(
             f"{path}: not readable ({error!r}); expected what this version writes; {remedy}"
         ) from error
@@ -509,7 +510,7 @@ def _real_episodes(record: dict, until: str = "evaluate") -> int:
     """What the ledgers of the stages up to `until` count, demonstrations and evaluation apart."""
     names = list(record["stages"])
     spent = [record["stages"][name]["ledger"] for name in names[: names.index(until) + 1]]
-    return sum(ledger.get(name, 0) for ledger in spent for name in REAL_EPISODES)
+    return sum(map(real_episodes, spent))
 
 
 def _over_stages(record: dict, key: str, reduce: Callable) -> float:
