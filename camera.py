@@ -52,3 +52,13 @@ class Camera:
         ones = np.ones((*points.shape[:-1], 1))
         seen = np.concatenate([points, ones], axis=-1) @ self.matrix().T
         return (seen[..., :2] / np.maximum(seen[..., 2:], 1e-6)).astype(np.float32)
+
+    def motion_to(self, other: Camera) -> tuple[np.ndarray, np.ndarray]:
+        """The rigid motion p' = Q p + b, Q (3, 3) and b (3,) float64, after which the other camera,
+        of the same lens, sees at p' what this one sees at p:
+
+            R'^T (p' - c') = R^T (p - c),    so Q = R' R^T and b = c' - Q c
+        """
+        mine, theirs = (np.asarray(x.rotation).reshape(3, 3) for x in (self, other))
+        turn = theirs @ mine.T
+        return turn, np.asarray(other.position) - turn @ np.asarray(self.position)

@@ -38,6 +38,8 @@ from rich.console import Console
 import processes
 from demos_cli import PICTURES_MB, demos_app, episodes_mb
 from options import (
+    Demonstrations,
+    SimulatorModels,
     Suite,
     Tasks,
     check_demos,
@@ -120,6 +122,7 @@ def config_command(preset: Preset = "cpu") -> None:
 @app.command("train")
 def train_command(
     demos: Annotated[int | None, typer.Option(help="Expert demonstrations per task.")] = None,
+    demonstrations: Demonstrations = "",
     preset: Preset = "cpu",
     tasks: Tasks = "",
     suite: Suite = "",
@@ -145,10 +148,7 @@ def train_command(
     pretrained: Annotated[
         str, typer.Option(help="A model for policy and reflector: hub id or folder.")
     ] = "",
-    simulator_models: Annotated[
-        str,
-        typer.Option(help="Pretrained: autoencoder=ID_OR_FOLDER,unet=...,clip=...,geometry=..."),
-    ] = "",
+    simulator_models: SimulatorModels = "",
 ) -> None:
     """Train: demos, sft, explore, filtered_bc, simulator, reflector, dream_bc, calibrate,
     rl, evaluate.
@@ -158,13 +158,14 @@ def train_command(
     import render
     import report
     import train as stages
+    from demos import given
     from resume import only_training
     from runs import Run
 
     check_device(device)
     config = build_config(
         preset, tasks, demos, seed, env, iterations, rounds, starts, plain, stop_rule, pretrained,
-        suite, simulator_models, device,
+        suite, simulator_models, device, demonstrations,
     )  # fmt: skip
     if until is not None:
         one_of("--until", until, stages.stages_of(config))
@@ -173,6 +174,8 @@ def train_command(
     existing = check_output(out, room)
     render.choose_backend()  # without a renderer there would be a run folder with nothing in it
     is_new = not (out / "config.json").exists()
+    if is_new and demonstrations:  # a run that goes on has them already
+        given(demonstrations, config.env, config.tasks, config.demos)
     processes.start(device, config.shared)
     with processes.main_first():
         run = Run.create(out, config, device)
@@ -240,6 +243,7 @@ def build_config(
     suite: str = "",
     simulator_models: str = "",
     device: str = "cpu",
+    demonstrations: str = "",
 ) -> RunConfig:
     """The preset with what was given on the command line; ValueError for anything impossible."""
     from dataclasses import replace
@@ -265,6 +269,7 @@ def build_config(
         "seed": seed,
         "rl_env": env,
         "stop_rule": stop_rule,
+        "demonstrations": str(Path(demonstrations).absolute()) if demonstrations else None,
     }
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     check_playable(config.tasks)

@@ -33,6 +33,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +299,10 @@ def played_by(robot: Robot, config: EnvConfig, camera: Camera | None) -> Descrip
 
 def _described(about: Description) -> dict:
     """The content of dataset.json."""
-    state = "hand x, y, z in metres (world frame), gripper opening in [0, 1]"
+    frame = (
+        f"frame of the {about.env.robot.frame}'s view" if about.env.robot.frame else "world frame"
+    )
+    state = f"hand x, y, z in metres ({frame}), gripper opening in [0, 1]"
     action = "hand target displacement (1.0 = 1 cm per step), gripper (+1 closes)"
     if about.robot == LIBERO.name:
         state += ", orientation (axis-angle) against fingers that point straight down"
@@ -364,11 +368,11 @@ def _read_description(folder: Path, expected: EnvConfig | None) -> Description:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadEpisodes(f"{path}: not readable ({error}); collect the episodes anew") from error
     if expected is not None:
-        for name in ("size", "chunk"):
-            got, want = getattr(about.env, name), getattr(expected, name)
+        for name in ("size", "chunk", "robot.frame"):
+            got, want = (attrgetter(name)(env) for env in (about.env, expected))
             if got != want:
                 raise BadEpisodes(
-                    f"{folder}: recorded with {name} {got}, this run expects {want}; "
+                    f"{folder}: recorded with {name} {got!r}, this run expects {want!r}; "
                     f"set {name} or collect anew"
                 )
     return about
@@ -420,6 +424,30 @@ def load(folder: Path, expected: EnvConfig | None = None, tasks: tuple[str, ...]
                 f"{path}: is of task {episode.task!r}, this run has {', '.join(tasks)}"
             )
     return episodes, about.env, about.camera
+
+
+def given(folder: Path | str, config: EnvConfig, tasks: tuple[str, ...], per_task: int):
+    """(`per_task` demonstrations of every task, the camera) from a folder of episodes: what
+    `demos collect` and `demos replay` write. Raises BadEpisodes where they are fewer, or begin
+    where no demonstration may."""
+    episodes, _, camera = load(Path(folder), config)
+    kept: list[Episode] = []
+    for task in tasks:
+        good = [e for e in episodes if e.task == task and e.source == "expert" and e.succeeded]
+        if len(good) < per_task:
+            raise BadEpisodes(
+                f"{folder}: {len(good)} demonstrations of {task} that succeed; expected {per_task} "
+                "or more; ask for fewer with --demos, or for other --tasks"
+            )
+        kept += good[:per_task]
+    splits = {split_of(episode.seed) for episode in kept}
+    if splits != {"demo"} or camera is None:
+        raise BadEpisodes(
+            f"{folder}: starts of {', '.join(sorted(splits))}, camera {'un' * (not camera)}known; "
+            "expected starts of demo and the camera of the run's own environment; make a folder "
+            "with: python cli.py demos collect, or demos replay"
+        )
+    return kept, camera
 
 
 def _read_episode(path: Path, about: Description) -> Episode:

@@ -1,4 +1,4 @@
-"""The commands of episodes on disk, `python cli.py demos`: collect, load, inspect, export."""
+"""The commands of episodes on disk, `demos`: collect, load, replay, inspect, export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ demos_app = typer.Typer()
 
 @demos_app.callback()
 def about_demos() -> None:
-    """Episodes on disk: collect with the scripted expert, check, convert, look at, export."""
+    """Episodes on disk: collect with the scripted expert, check, convert, play anew, export."""
 
 
 @demos_app.command("collect")
@@ -141,6 +141,29 @@ def read_episodes(folder: Path, tasks: str = "", size: int | None = None, chunk:
     if about.robot in (METAWORLD.name, LIBERO.name):
         check_tasks(sorted({episode.task for episode in episodes}))
     return episodes, about
+
+
+@demos_app.command("replay")
+def demos_replay(
+    source: Annotated[Path, typer.Argument(help="LIBERO's HDF5 file(s): one, or a folder.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the episodes.")],
+    size: Annotated[int, typer.Option(help="Image height and width in pixels.")] = 64,
+) -> None:
+    """Play LIBERO's recorded demonstrations anew; keep those that succeed, for `train --from`."""
+    from dataclasses import replace
+
+    import demos
+    import replay
+    from runs import RunConfig, with_tasks
+
+    tasks = replay.tasks_of(source)
+    check_playable(tuple(tasks))
+    config = replace(with_tasks(RunConfig(), tuple(tasks)).env, size=size)
+    check_new(out)
+    with new_files(out, episodes_mb(50 * len(tasks), config)) as temporary:
+        episodes, camera = replay.replay(source, config, print)
+        demos.save(temporary, episodes, config, camera)
+    print(f"{len(episodes)} episodes of {', '.join(tasks)} in {out}")
 
 
 @demos_app.command("export")

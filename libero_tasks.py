@@ -114,9 +114,7 @@ def own_name(task: str) -> str:
 
 
 def view_of(task: str) -> str:
-    """Which camera sees a LIBERO task: tasks of the same view can share a run.
-
-    The kitchen's camera stands where the table's does."""
+    """From where a LIBERO task is seen: "floor", "table" (kitchens too), "living room", "study"."""
     scene, _ = LIBERO_SUITES[suite_of(task)][task]
     if suite_of(task) == "libero_object":
         return "floor"

@@ -16,6 +16,16 @@ Suite = Annotated[
 
 Tasks = Annotated[str, typer.Option(help="Single tasks instead, separated by commas.")]
 
+Demonstrations = Annotated[
+    str,
+    typer.Option("--from", help="A folder of demonstrations, by demos collect or demos replay."),
+]
+
+SimulatorModels = Annotated[
+    str,
+    typer.Option(help="Pretrained: autoencoder=ID_OR_FOLDER,unet=...,clip=...,geometry=..."),
+]
+
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
     """The value of an option that takes one of a few words."""

@@ -1,7 +1,8 @@
 """What others record, as our episodes: order of steps, chunks, success; HDF5 read.
 
 Paper's section: "Evaluation" (LIBERO's demonstrations are what the paper imitates). Here they can
-be read, looked at and handed on; a run needs the robot of its own environment (demos.load).
+be read, looked at and handed on; a run needs the robot and the pictures of its own environment
+(replay.py).
 
 Others record N observations o and N actions a, one of each per environment step, in one of two
 orders, and either way N - 1 actions have an observation on both sides; the odd one is dropped:

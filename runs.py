@@ -58,6 +58,8 @@ class RunConfig:
     demos: int = 5  # expert demonstrations per task [paper]
     seed: int = 0
     slots: int = 256  # environments played side by side in RL (real or imagined)
+    # A folder of episodes, of which the demonstrations are taken; "": the scripted expert's.
+    demonstrations: str = ""
     exploration: int = 200  # exploration episodes per task; real, counted in the ledger
     exploration_noise: float = 1.5  # times the policy's Laplace scale
     extra_data: bool = True  # simulator and reflector learn from exploration [paper's ablation]
@@ -137,10 +139,10 @@ class RunConfig:
         if not (self.env.chunk == self.policy.chunk == self.simulator.chunk):
             raise ValueError("the chunk must be the same in env, policy and simulator")
         parts = (self.env, self.policy, self.simulator, self.reflector)
-        if any(part.robot != robot_of(self.tasks[0]) for part in parts):
+        if any(part.robot != robot_of(self.tasks) for part in parts):
             raise ValueError(
                 f"the robot of env, policy, simulator and reflector must be that of the tasks "
-                f"({robot_of(self.tasks[0]).name})"
+                f"({robot_of(self.tasks).name})"
             )
         words = LIBERO_VOCABULARY if self.env.robot != METAWORLD else 0
         if min(self.policy.vocabulary, self.reflector.vocabulary) < words:
@@ -324,7 +326,7 @@ def with_tasks(config: RunConfig, tasks: tuple[str, ...]) -> RunConfig:
     """The same run with other tasks; where they are LIBERO's, with its robot, its words, its chunks
     and its limit of steps."""
     tasks = check_tasks(tasks)
-    robot = robot_of(tasks[0])
+    robot = robot_of(tasks)
     if robot == METAWORLD:
         if config.env.robot != METAWORLD:
             raise ValueError(

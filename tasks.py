@@ -58,6 +58,9 @@ class Robot:
     metres: float = 0.01  # how far one step of an action of 1 moves the hand's target [Meta-World]
     # Where that target starts in each decision: where it was (False), or the hand's place (True).
     from_hand: bool = False
+    # In which frame positions, turns and moves are told: the world's (""), or the one in which that
+    # view's camera would see what the task's own camera sees (libero_env.py).
+    frame: str = ""
     # The box that holds the target, metres [Meta-World; two of fifty tasks let it 20 cm lower].
     low: tuple[float, ...] = (-0.5, 0.4, 0.05)
     high: tuple[float, ...] = (0.5, 1.0, 0.5)
@@ -128,25 +131,26 @@ def check_tasks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
             raise ValueError(f"unknown task {name!r}; expected {hint}")
     if not short or len(set(short)) != len(short):
         raise ValueError(f"expected one or more different tasks, got {', '.join(short) or 'none'}")
-    scenes: dict[str, list[str]] = {}
-    for name in short:
-        libero = name in LIBERO_INSTRUCTIONS
-        scenes.setdefault(f"LIBERO's {view_of(name)}" if libero else "Meta-World", []).append(name)
-    if len(scenes) > 1:
-        told = "; ".join(f"{scene}: {', '.join(tasks)}" for scene, tasks in scenes.items())
+    libero = [name for name in short if name in LIBERO_INSTRUCTIONS]
+    if libero and len(libero) < len(short):
+        others = [name for name in short if name not in libero]
         raise ValueError(
-            f"tasks that robot and camera of one run cannot share ({told}); "
-            "expected tasks of one scene; choose them with --tasks"
+            f"tasks that one robot cannot play (Meta-World: {', '.join(others)}; "
+            f"LIBERO: {', '.join(libero)}); expected tasks of one of them; choose them with --tasks"
         )
     return short
 
 
-def robot_of(task: str) -> Robot:
-    """The robot that plays a task."""
-    if task not in LIBERO_INSTRUCTIONS:
+def robot_of(tasks: tuple[str, ...] | list[str]) -> Robot:
+    """The robot that plays these tasks of one run; where LIBERO's rooms are mixed, in the frame of
+    the tables' view."""
+    if tasks[0] not in LIBERO_INSTRUCTIONS:
         return METAWORLD
+    views = {view_of(task) for task in tasks}
+    (view,) = views if len(views) == 1 else {"table"}
     x, y, _, *rest = LIBERO.middle
-    return replace(LIBERO, middle=(x, y, WORKING_HEIGHT[view_of(task)], *rest))
+    frame = "" if len(views) == 1 else view
+    return replace(LIBERO, middle=(x, y, WORKING_HEIGHT[view], *rest), frame=frame)
 
 
 def split_seeds(split: str, count: int, offset: int = 0) -> list[int]:
@@ -327,7 +331,7 @@ class ChunkedEnv(gymnasium.Env):
     def __init__(self, task: str, config: EnvConfig, stop_on_success: bool):
         choose_backend()
         (self.task,) = check_tasks([task])
-        if config.robot != robot_of(self.task):
+        if config.robot.name != robot_of([self.task]).name:
             raise ValueError(
                 f"EnvConfig.robot: got {config.robot.name} (state {config.robot.state_dim}, action "
                 f"{config.robot.action_dim}), expected that of {self.task}: tasks.robot_of"

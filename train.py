@@ -170,14 +170,21 @@ def held_out(episodes: list[Episode], every: int = 8) -> tuple[list[Episode], li
 
 
 def stage_demos(run: Run, real: RealWorkers, progress) -> dict:
-    """The scripted expert plays; leaves the episodes folder and a contact sheet."""
+    """Of the scripted expert or a folder; leaves the episodes folder and a contact sheet."""
     config = run.config
-    env = real.open()
-    episodes = demos.collect_expert(env, config.tasks, config.demos, _offset(config))
+    if config.demonstrations:
+        episodes, camera = demos.given(
+            config.demonstrations, config.env, config.tasks, config.demos
+        )
+    else:
+        env = real.open()
+        episodes = demos.collect_expert(env, config.tasks, config.demos, _offset(config))
+        camera = env.camera
+    decisions = sum(len(episode) for episode in episodes)
     if processes.is_main():
         for path in run.episodes_folder.glob("episode_*.safetensors"):
             path.unlink()  # left by a run that was killed inside this stage
-        demos.save(run.episodes_folder, episodes, config.env, env.camera)
+        demos.save(run.episodes_folder, episodes, config.env, camera)
         pictures = run.folder / "pictures"
         pictures.mkdir(exist_ok=True)
         first = [next(e for e in episodes if e.task == task) for task in config.tasks]
@@ -186,7 +193,7 @@ def stage_demos(run: Run, real: RealWorkers, progress) -> dict:
         "line": f"{len(episodes)} expert episodes of {len(config.tasks)} tasks",
         "ledger": {
             "demonstrations": len(episodes),
-            "demonstration_steps": real.count()["real_steps"],
+            "demonstration_steps": real.count()["real_steps"] or config.env.chunk * decisions,
         },
     }
 

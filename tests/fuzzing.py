@@ -435,6 +435,9 @@ def read_export(folder: Path, words: list[str]) -> None:
 STEPS = 6
 
 
+MODEL = '<mujoco><body name="stove" pos="1 2 3"><body name="knob" quat="1 0 0 0"/></body></mujoco>'
+
+
 def make_hdf5(folder: Path) -> None:
     import h5py
 
@@ -447,12 +450,14 @@ def make_hdf5(folder: Path) -> None:
         "obs/ee_pos": np.repeat(steps[:, None], 3, axis=1),
         "obs/ee_ori": np.repeat(steps[:, None], 3, axis=1),
         "obs/gripper_states": np.repeat(steps[:, None], 2, axis=1),
+        "states": np.repeat(steps[:, None], 9, axis=1),
     }
-    with h5py.File(folder / "stove_demo.hdf5", "w") as file:
+    with h5py.File(folder / "turn_on_the_stove_demo.hdf5", "w") as file:
         for number in (0, 1):
             for name, values in arrays.items():
                 packed = {"compression": "gzip"} if number else {}
                 file.create_dataset(f"data/demo_{number}/{name}", data=values, **packed)
+            file[f"data/demo_{number}"].attrs["model_file"] = MODEL
     np.zeros(1000).tofile(folder / "other.bin")
     with h5py.File(folder / "other.h5x", "w") as file:
         file["x"] = np.zeros((STEPS, 7))
@@ -467,7 +472,7 @@ def replaced_in_hdf5(data: st.DataObject, file) -> None:
 
     demo = file[f"data/demo_{data.draw(st.integers(0, 1))}"]
     inner = demo["obs"] if isinstance(demo["obs"], h5py.Group) else []  # an earlier change
-    names = ["actions", "rewards", "dones", "obs", *(f"obs/{name}" for name in inner)]
+    names = ["actions", "rewards", "dones", "states", "obs", *(f"obs/{name}" for name in inner)]
     name = data.draw(st.sampled_from(names))
     shape = demo[name].shape if name != "obs" else (STEPS,)
     shape = shape if np.prod(shape or (0,), dtype=float) < 1e6 else (STEPS,)  # of an earlier change
@@ -518,7 +523,7 @@ def replaced_in_hdf5(data: st.DataObject, file) -> None:
 def spoil_hdf5(data: st.DataObject, folder: Path) -> list[str]:
     import h5py
 
-    path = folder / "stove_demo.hdf5"
+    path = folder / "turn_on_the_stove_demo.hdf5"
     if data.draw(st.booleans()):
         path.write_bytes(bytes_mutated(data, path.read_bytes()))
         return []
@@ -533,6 +538,43 @@ def spoil_hdf5(data: st.DataObject, folder: Path) -> list[str]:
             name = data.draw(st.sampled_from(["demo_" + "9" * 30, "demo_-1", "demo_٣", "demo_7"]))
             file["data"][name] = file["data/demo_1"]
     return []
+
+
+def spoil_recordings(data: st.DataObject, folder: Path) -> list[str]:
+    """As above, or what the file says of its model."""
+    import h5py
+
+    if data.draw(st.booleans()):
+        return spoil_hdf5(data, folder)
+    bomb = '<!DOCTYPE a [<!ENTITY x0 "xxxxxxxxxx">' + "".join(
+        f'<!ENTITY x{n} "{f"&x{n - 1};" * 10}">' for n in range(1, 10)
+    )
+    odd = (bomb + "]><a>&x9;</a>", "<body>" * 20_000, "<body>" * 20_000 + "</body>" * 20_000)
+    odd += (
+        '<body pos="nan 0 0"/>',
+        '<body pos="1e999 0 0"/>',
+        '<body pos="1 2"/>',
+        "<a/>",
+        "",
+        "x",
+    )
+    odd += ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><body name="&x;"/>',)
+    spoilt = bytes_mutated(data, MODEL.encode())
+    value = data.draw(st.sampled_from([*odd, spoilt, 1.5, np.zeros(7), h5py.Empty("f8")]))
+    with h5py.File(folder / "turn_on_the_stove_demo.hdf5", "a") as file:
+        try:
+            file["data/demo_0"].attrs["model_file"] = value
+        except (ValueError, TypeError, OSError):
+            file["data/demo_0"].attrs.pop("model_file", None)  # HDF5 has no such text
+    return []
+
+
+def read_recordings(folder: Path, words: list[str]) -> None:
+    """As `demos replay SOURCE` reads it, all but the playing."""
+    import replay
+
+    for task, path in replay.tasks_of(folder).items():
+        list(replay.read(path, task))
 
 
 def read_foreign(folder: Path, words: list[str]) -> None:
@@ -628,7 +670,7 @@ def read_lerobot(folder: Path, words: list[str]) -> None:
 COMMANDS = (
     "train", "imagine", "evaluate", "report", "trust", "expert", "screen", "summary",
     "compare", "ship", "bench", "config", "demos collect", "demos load", "demos inspect",
-    "demos export", "doctor", "demos", "", "nonsense",
+    "demos export", "demos replay", "doctor", "demos", "", "nonsense",
     *["play"] * (importlib.util.find_spec("nicegui") is not None),
 )  # fmt: skip
 OPTIONS = (
@@ -638,7 +680,7 @@ OPTIONS = (
     "--json", "--host", "--port", "--size", "--chunk", "--horizon", "--recorded",
     "--upside-down", "--film", "--upright", "--mirrored", "--image", "--instruction", "--fps",
     "--video", "--seeds", "--methods", "--help", "--nonsense", "-x", "--", "--browser",
-    "--no-browser", "--ensure-renderer", "--run", "--quick",
+    "--no-browser", "--ensure-renderer", "--run", "--quick", "--from",
 )  # fmt: skip
 WORDS = (
     "0", "1", "-1", "2", "5", "64", "63", "100", "99", "1e3", "1.5", "nan", "inf", "0x10",
@@ -746,6 +788,7 @@ READERS = {
     "config": Reader(make_finished_run, spoil_config, read_run),
     "exports": Reader(make_export, spoil_export, read_export),
     "hdf5": Reader(make_hdf5, spoil_hdf5, read_foreign, "h5py"),
+    "recordings": Reader(make_hdf5, spoil_recordings, read_recordings, "h5py"),
     "lerobot": Reader(make_lerobot, spoil_lerobot, read_lerobot, "pyarrow"),
     "arguments": Reader(make_work, spoil_words, read_words),
 }

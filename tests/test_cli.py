@@ -35,7 +35,7 @@ import train
 from checkpoints import save_part
 from demos import Episode
 from policy import Policy, PolicyConfig
-from tasks import SPLITS, Camera, EnvConfig, Start
+from tasks import SPLITS, Camera, EnvConfig, Start, split_seeds
 
 ROOT = Path(cli.__file__).resolve().parent
 CLI = str(ROOT / "cli.py")
@@ -91,6 +91,7 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     "command",
     ["", "doctor", "config", "demos", "demos collect", "demos load", "demos inspect", "train"]
+    + ["demos replay"]
     + ["demos export", "imagine", "evaluate", "report", "trust", "compare", "screen", "summary"],
 )
 def test_help(command):
@@ -137,6 +138,63 @@ def test_options_of_train_reach_the_settings():
     assert untouched == runs.preset("debug")
     given = cli.build_config("debug", "", None, 0, "dream", None, None, None, False, "novelty")
     assert given == replace(runs.preset("debug"), stop_rule="novelty")
+
+
+def given_demonstrations(folder: Path, **changes) -> Path:
+    """Two for each task of the preset debug, as `demos collect` writes them."""
+    config = runs.preset("debug")
+    camera = Camera((0.0, 0.0, 1.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, 64)
+    some = [
+        replace(random_episode(seed, 3, config.env.size, task), **changes)
+        for task in config.tasks
+        for seed in range(2)
+    ]
+    demos.save(folder, some, config.env, camera)
+    return folder
+
+
+def test_train_begins_with_a_folder_of_demonstrations(here):
+    """They are the run's, bit by bit; the ledger counts them; resumed, the folder may be gone."""
+    folder = given_demonstrations(here / "mine")
+    config = runs.preset("debug")
+    words = ["train", "--preset", "debug", "--demos", "1", "--from", "mine", "--out", "run"]
+    result = in_process(*words, "--until", "demos")
+    assert result.exit_code == 0, result.output
+    ours, _, camera = demos.load(here / "run" / "episodes", config.env)
+    theirs = {(e.task, e.seed): e for e in demos.load(folder)[0]}
+    assert [(e.task, e.seed) for e in ours] == [(task, 0) for task in config.tasks]
+    for episode in ours:
+        there = theirs[episode.task, episode.seed]
+        assert (episode.image == there.image).all() and (episode.action == there.action).all()
+    assert camera == demos.camera_of(folder)
+    ledger = runs.Run.open(here / "run").ledger()
+    assert ledger["demonstrations"] == 2
+    assert ledger["demonstration_steps"] == 2 * 3 * config.env.chunk
+    shutil.rmtree(folder)
+    again = in_process(*words, "--until", "demos")
+    assert again.exit_code == 0 and "done already" in again.output, again.output
+
+
+@pytest.mark.parametrize(
+    "changes, options, told",
+    [
+        ({}, "--demos 3", "2 demonstrations of button-press-topdown that succeed; expected 3"),
+        ({}, "--tasks reach", "0 demonstrations of reach"),
+        ({"success": np.zeros(4, np.uint8)}, "", "0 demonstrations of button-press-topdown"),
+        ({"source": "exploration"}, "", "0 demonstrations of button-press-topdown"),
+        ({"seed": split_seeds("test", 1)[0]}, "", "starts of test"),
+        ({}, "--suite libero_object --tasks libero-object-milk", "expects"),
+        ({}, "--from nowhere", "no such folder"),
+    ],
+)
+def test_other_demonstrations_are_refused(here, monkeypatch, changes, options, told):
+    """One line, and no run folder."""
+    monkeypatch.setattr(cli, "check_playable", lambda tasks: None)
+    given_demonstrations(here / "mine", **changes)
+    before = tree(here)
+    words = f"train --preset debug --from mine --out run {options}".split()
+    assert_one_line(in_process(*words), told)
+    assert tree(here) == before
 
 
 # --- bad options ---------------------------------------------------------------------------------

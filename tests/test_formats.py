@@ -286,7 +286,7 @@ def test_bad_uses_of_out(here):
 def test_the_example_of_the_page_runs(here):
     """docs/data.md as it stands: the file that it writes, then its commands in their order."""
     page = (Path(demos.__file__).parent / "docs" / "data.md").read_text()
-    example, commands = re.findall(r"^```(?:python)?\n(.*?)^```", page, re.M | re.S)
+    example, commands, _ = re.findall(r"^```(?:python)?\n(.*?)^```", page, re.M | re.S)
     exec(compile(example, "docs/data.md", "exec"), {})
     for line in commands.splitlines():
         result = in_process(*shlex.split(line.removeprefix("python cli.py ")))

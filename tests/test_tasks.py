@@ -109,6 +109,17 @@ def test_frames_are_means_of_finer_ones():
             assert np.abs(small[row, column] - square.mean(0)).max() <= 0.5
 
 
+def test_another_camera_sees_the_moved_point_where_this_one_sees_it():
+    """A camera that looks along y from a place of its own, and one above that looks down."""
+    along = Camera((1.0, 2.0, 3.0), (1.0, 0, 0, 0, 0, -1.0, 0, 1.0, 0), 45.0, 64, turned=False)
+    down = Camera((0.0, 0.0, 5.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 45.0, 64, turned=False)
+    turn, shift = along.motion_to(down)
+    assert np.allclose(turn @ [0, 1, 0], [0, 0, -1])  # ahead stays ahead
+    assert np.allclose(turn @ [1.0, 2.0, 3.0] + shift, [0, 0, 5])  # and the camera the camera
+    points = np.random.default_rng(0).uniform([0, 4, 2], [2, 6, 4], (20, 3))
+    assert np.allclose(down.project(points @ turn.T + shift), along.project(points), atol=1e-4)
+
+
 def test_projection_of_a_camera_worked_out_by_hand():
     """From 2 m above, with 90 degrees of view: 2 m to the side is the edge of the picture."""
     camera = Camera((0.0, 0.0, 2.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 90.0, 100)
