@@ -89,6 +89,7 @@ def changed(name: str, stack: ExitStack, world, policy, draw, loop, config):
         stack.enter_context(patch.object(ppo, "chunk_log_prob", own))
     if name == "mixed":
         kept = mixed_starts(world, policy, draw(10_000, 4 * loop.groups), loop)
+        assert kept, "no start has both outcomes: a dream without a signal"
 
         def draw(iteration: int, groups: int) -> list:
             rngs = (np.random.default_rng([config.seed, iteration, i]) for i in range(groups))
