@@ -108,10 +108,12 @@ def check_settings(path: Path, description: dict) -> None:
 
 
 def used(description: dict) -> dict:
-    """Without the settings of pretrained models where none is named: checkpoints that were made
-    before there were any have none."""
+    """Without the settings of pretrained models where none is named, and a robot's frame where it
+    is the world's: checkpoints that were made before there were any have none."""
     kept = {}
     for name, value in description.items():
+        if name == "frame" and value == "":
+            continue
         if name == "pretrained" and (value.get("checkpoint") == "" or not any(value.values())):
             continue
         kept[name] = used(value) if isinstance(value, dict) else value
