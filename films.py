@@ -115,9 +115,11 @@ def telling_films(
 
 
 def write_telling(folder: Path, films: dict[str, tuple[str, np.ndarray]]) -> dict[str, str]:
-    """film_success.gif and film_lie.gif of `telling_films`; returns what they show."""
-    for name in ("success", "lie"):  # those of an earlier round showed another policy
-        (folder / f"film_{name}.gif").unlink(missing_ok=True)
-    for name, (_, film) in films.items():
-        write_film(folder / f"film_{name}.gif", film, scale=2)
+    """film_success.gif and film_lie.gif of `telling_films`, by the main process; returns what they
+    show."""
+    if processes.is_main():
+        for name in ("success", "lie"):  # those of an earlier round showed another policy
+            (folder / f"film_{name}.gif").unlink(missing_ok=True)
+        for name, (_, film) in films.items():
+            write_film(folder / f"film_{name}.gif", film, scale=2)
     return {name: words for name, (words, _) in films.items()}

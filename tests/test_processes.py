@@ -21,12 +21,14 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripted import random_episode
 from test_pretrained import save_tiny
 
 import cli
 import demos
 import processes
 import runs
+from films import write_strips, write_telling
 
 ROOT = Path(cli.__file__).resolve().parent
 LAUNCH = [
@@ -80,6 +82,21 @@ def test_one_process_is_alone():
     assert processes.slots_of(0, 4, 2).tolist() == [0, 1, 2, 3]
     processes.wait()
     assert not torch.distributed.is_initialized()
+
+
+def test_only_the_main_process_writes_films(as_process, tmp_path):
+    """All hold the same films, and all would write them under the same temporary name."""
+    episode = random_episode(0, 2, 16)
+    found = {"success": ("reach, start 0", episode.image)}
+    as_process(1, 2)
+    assert write_telling(tmp_path, found) == {"success": "reach, start 0"}
+    write_strips(tmp_path, [episode], [episode])
+    assert list(tmp_path.iterdir()) == []
+    as_process(0, 2)
+    write_telling(tmp_path, found)
+    write_strips(tmp_path, [episode], [episode])
+    written = {path.name for path in tmp_path.iterdir()}
+    assert "film_success.gif" in written and len(written) == 3
 
 
 @pytest.mark.parametrize("count, world", [(7, 2), (8, 4), (1, 3), (0, 2)])
