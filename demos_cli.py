@@ -156,12 +156,13 @@ def demos_replay(
     import replay
     from runs import RunConfig, with_tasks
 
-    tasks = replay.tasks_of(source)
-    check_playable(tuple(tasks))
-    config = replace(with_tasks(RunConfig(), tuple(tasks)).env, size=size)
+    files = replay.tasks_of(source)
+    tasks = tuple(files)
+    check_playable(tasks)
+    config = replace(with_tasks(RunConfig(), tasks).env, size=size)
     check_new(out)
     with new_files(out, episodes_mb(50 * len(tasks), config)) as temporary:
-        episodes, camera = replay.replay(source, config, print)
+        episodes, camera = replay.replay(files, config, print)
         demos.save(temporary, episodes, config, camera)
     print(f"{len(episodes)} episodes of {', '.join(tasks)} in {out}")
 

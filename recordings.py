@@ -35,6 +35,7 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,45 +196,56 @@ def read_hdf5(paths: list[Path], how: Recording) -> Iterator[Episode]:
     """The episodes of LIBERO's or robomimic's files: `data/demo_i/{actions, rewards, dones, obs}`.
 
     demo_2 comes before demo_10, and numbers may be missing; the number becomes the seed."""
-    h5py = package("h5py")
     size: tuple[int, ...] | None = None  # (H, W) of all pictures
     left = room(paths)  # bytes that may still come
     for path in paths:
-        try:
-            file = h5py.File(path, "r")
-        except HDF5_ERRORS as error:
-            raise BadEpisodes(
-                f"{path}: not an HDF5 file, or a truncated one ({error}); expected LIBERO's or "
-                "robomimic's demonstrations; fetch it anew"
-            ) from error
-        with file:
-            for number, name in hdf5_demos(file, path):
-                where = f"{path}: {name}"
-                try:
-                    demo = member(file["data"], name, path, "Group")
-                    words = words_of(path, how) | {"seed": number}
-                    episode, shape = hdf5_episode(demo, where, words, how, left)
-                except BadEpisodes:
-                    raise
-                except HDF5_ERRORS as error:  # damage that only reading finds
-                    raise BadEpisodes(f"{where}: damaged ({error}); fetch the file anew") from error
-                if size is not None and shape[1:] != size:
-                    raise BadEpisodes(
-                        f"{where}: pictures of {shape[1]} x {shape[2]}, those before have "
-                        f"{size[0]} x {size[1]}; expected one size; convert each alone"
-                    )
-                size, left = shape[1:], left - 3 * math.prod(shape)
-                yield episode
+        for number, where, demo in hdf5_demos(path):
+            words = words_of(path, how) | {"seed": number}
+            with undamaged(where):
+                episode, shape = hdf5_episode(demo, where, words, how, left)
+            if size is not None and shape[1:] != size:
+                raise BadEpisodes(
+                    f"{where}: pictures of {shape[1]} x {shape[2]}, those before have "
+                    f"{size[0]} x {size[1]}; expected one size; convert each alone"
+                )
+            size, left = shape[1:], left - 3 * math.prod(shape)
+            yield episode
 
 
-def hdf5_demos(file, path: Path) -> list[tuple[int, str]]:
-    """Numbers and names of a file's demonstrations, in the order of their numbers."""
+@contextmanager
+def undamaged(where) -> Iterator[None]:
+    """BadEpisodes for damage that only reading finds."""
     try:
-        names = list(member(file, "data", path, "Group"))
+        yield
     except BadEpisodes:
         raise
     except HDF5_ERRORS as error:
-        raise BadEpisodes(f"{path}: damaged ({error}); fetch the file anew") from error
+        raise BadEpisodes(f"{where}: damaged ({error}); fetch the file anew") from error
+
+
+def hdf5_demos(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """The `demo_i` groups of a file, in the order of their numbers: number, words that name it in
+    errors, group. The file is closed after the last one."""
+    h5py = package("h5py")
+    try:
+        file = h5py.File(path, "r")
+    except HDF5_ERRORS as error:
+        raise BadEpisodes(
+            f"{path}: not an HDF5 file, or a truncated one ({error}); expected LIBERO's or "
+            "robomimic's demonstrations; fetch it anew"
+        ) from error
+    with file:
+        with undamaged(path):
+            names = list(member(file, "data", path, "Group"))
+        for number, name in numbered(names, path):
+            where = f"{path}: {name}"
+            with undamaged(where):
+                demo = member(file["data"], name, path, "Group")
+            yield number, where, demo
+
+
+def numbered(names: list[str], path: Path) -> list[tuple[int, str]]:
+    """Numbers and names of a file's demonstrations, in the order of their numbers."""
     found = [(int(m[1]), m[0]) for m in (re.fullmatch(r"demo_(\d{1,9})", n) for n in names) if m]
     if not found:
         raise BadEpisodes(

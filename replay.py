@@ -26,7 +26,7 @@ from demos import BadEpisodes, Episode
 from formats import hdf5_files
 from instructions import INSTRUCTIONS
 from libero_tasks import LIBERO_INSTRUCTIONS, own_name
-from recordings import HDF5_ERRORS, MOST_NUMBERS, hdf5_demos, in_chunks, member, package
+from recordings import MOST_NUMBERS, hdf5_demos, in_chunks, member, undamaged
 from tasks import EnvConfig
 
 STILL = 1e-4  # an action whose first six numbers are shorter moves nothing [as OpenVLA]
@@ -66,37 +66,21 @@ def tasks_of(source: Path) -> dict[str, Path]:
 
 def read(path: Path, task: str) -> Iterator[Recorded]:
     """The demonstrations of a file, in the order of their numbers; BadEpisodes for damage."""
-    h5py = package("h5py")
-    try:
-        file = h5py.File(path, "r")
-    except HDF5_ERRORS as error:
-        raise BadEpisodes(
-            f"{path}: not an HDF5 file, or a truncated one ({error}); fetch it anew"
-        ) from error
-    with file:
-        for number, name in hdf5_demos(file, path):
-            where = f"{path}: {name}"
-            try:
-                demo = member(file["data"], name, path, "Group")
-                state, action = (
-                    np.asarray(member(demo, key, where)[()], np.float64)
-                    for key in ("states", "actions")
-                )
-                xml = demo.attrs.get("model_file", "")
-            except BadEpisodes:
-                raise
-            except HDF5_ERRORS as error:
-                raise BadEpisodes(f"{where}: damaged ({error}); fetch the file anew") from error
-            if state.ndim != 2 or action.shape != (len(state), 7) or len(state) < 2:
-                raise BadEpisodes(
-                    f"{where}: states {list(state.shape)}, actions {list(action.shape)}; expected "
-                    "(M, 1 + nq + nv) and (M, 7) with M of 2 or more; leave the file out"
-                )
-            if not (np.isfinite(state[0]).all() and np.isfinite(action).all()):
-                raise BadEpisodes(
-                    f"{where}: NaN or infinite values; expected numbers; leave it out"
-                )
-            yield Recorded(where, task, number, state[0], places_of(xml, where), action)
+    for number, where, demo in hdf5_demos(path):
+        with undamaged(where):
+            state, action = (
+                np.asarray(member(demo, key, where)[()], np.float64)
+                for key in ("states", "actions")
+            )
+            xml = demo.attrs.get("model_file", "")
+        if state.ndim != 2 or action.shape != (len(state), 7) or len(state) < 2:
+            raise BadEpisodes(
+                f"{where}: states {list(state.shape)}, actions {list(action.shape)}; expected "
+                "(M, 1 + nq + nv) and (M, 7) with M of 2 or more; leave the file out"
+            )
+        if not (np.isfinite(state[0]).all() and np.isfinite(action).all()):
+            raise BadEpisodes(f"{where}: NaN or infinite values; expected numbers; leave it out")
+        yield Recorded(where, task, number, state[0], places_of(xml, where), action)
 
 
 def places_of(xml: str | bytes, where: str) -> dict[str, np.ndarray]:
@@ -162,19 +146,19 @@ def played(recorded: Recorded, env) -> Episode | None:
     )
 
 
-def replay(source: Path, config: EnvConfig, say: Callable[[str], None]):
-    """(episodes that succeed again, the camera that saw them) of all files of a path;
-    config: for all of their tasks together. Raises BadEpisodes; `say` hears a line for each file.
-    """
+def replay(files: dict[str, Path], config: EnvConfig, say: Callable[[str], None]):
+    """(episodes that succeed again, the camera that saw them) of files by their tasks (`tasks_of`);
+    config: for all of these together. Raises BadEpisodes; `say` hears a line for each file."""
     from libero_env import LiberoEnv
 
     episodes: list[Episode] = []
-    for task, path in tasks_of(source).items():
+    for task, path in files.items():
         found = list(read(path, task))
         env = LiberoEnv(task, config, stop_on_success=False)
         again = [episode for episode in (played(one, env) for one in found) if episode]
         say(f"{task}: {len(again)} of {len(found)} recordings succeed again")
         episodes, camera = episodes + again, env.camera
     if not episodes:
-        raise BadEpisodes(f"{source}: nothing in it succeeds again; expected demonstrations")
+        names = ", ".join(map(str, files.values()))
+        raise BadEpisodes(f"{names}: nothing in it succeeds again; expected demonstrations")
     return episodes, camera

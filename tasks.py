@@ -147,10 +147,11 @@ def robot_of(tasks: tuple[str, ...] | list[str]) -> Robot:
     if tasks[0] not in LIBERO_INSTRUCTIONS:
         return METAWORLD
     views = {view_of(task) for task in tasks}
-    (view,) = views if len(views) == 1 else {"table"}
+    mixed = len(views) > 1
+    view = "table" if mixed else views.pop()
     x, y, _, *rest = LIBERO.middle
-    frame = "" if len(views) == 1 else view
-    return replace(LIBERO, middle=(x, y, WORKING_HEIGHT[view], *rest), frame=frame)
+    middle = (x, y, WORKING_HEIGHT[view], *rest)
+    return replace(LIBERO, middle=middle, frame=view if mixed else "")
 
 
 def split_seeds(split: str, count: int, offset: int = 0) -> list[int]:

@@ -549,16 +549,11 @@ def spoil_recordings(data: st.DataObject, folder: Path) -> list[str]:
     bomb = '<!DOCTYPE a [<!ENTITY x0 "xxxxxxxxxx">' + "".join(
         f'<!ENTITY x{n} "{f"&x{n - 1};" * 10}">' for n in range(1, 10)
     )
-    odd = (bomb + "]><a>&x9;</a>", "<body>" * 20_000, "<body>" * 20_000 + "</body>" * 20_000)
-    odd += (
-        '<body pos="nan 0 0"/>',
-        '<body pos="1e999 0 0"/>',
-        '<body pos="1 2"/>',
-        "<a/>",
-        "",
-        "x",
-    )
-    odd += ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><body name="&x;"/>',)
+    odd = (
+        bomb + "]><a>&x9;</a>", "<body>" * 20_000, "<body>" * 20_000 + "</body>" * 20_000,
+        '<body pos="nan 0 0"/>', '<body pos="1e999 0 0"/>', '<body pos="1 2"/>', "<a/>", "", "x",
+        '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><body name="&x;"/>',
+    )  # fmt: skip
     spoilt = bytes_mutated(data, MODEL.encode())
     value = data.draw(st.sampled_from([*odd, spoilt, 1.5, np.zeros(7), h5py.Empty("f8")]))
     with h5py.File(folder / "turn_on_the_stove_demo.hdf5", "a") as file:

@@ -127,10 +127,8 @@ def main(folder: Path, out: Path) -> None:
     run = Run.open(folder)
     config = run.config
     demonstrations, exploration, camera = train.sources(run)
-    parts, known = (
-        (run.simulator(camera), run.reflector()),
-        start_frames(demonstrations + exploration),
-    )
+    parts = run.simulator(camera), run.reflector()
+    known = start_frames(demonstrations + exploration)
     starts = probe_starts(config.tasks, STARTS, config.seed, skipped=SKIPPED)
     env = VecRealEnv(30, config.env)
     for name in [name for name in VARIANTS if name not in found["variants"]]:

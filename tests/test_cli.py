@@ -71,10 +71,10 @@ def make_episode(task: str = "reach", size: int = 64, length: int = 3, seed: int
     return random_episode(seed, length, size, task)
 
 
-def make_episodes(folder: Path, *episodes: Episode) -> Path:
+def make_episodes(folder: Path, *episodes: Episode, config: EnvConfig | None = None) -> Path:
     """A healthy folder of episodes that needs no simulator."""
     camera = Camera((0.0, 0.0, 1.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, 64)
-    demos.save(folder, list(episodes) or [make_episode()], EnvConfig(), camera)
+    demos.save(folder, list(episodes) or [make_episode()], config or EnvConfig(), camera)
     return folder
 
 
@@ -143,14 +143,12 @@ def test_options_of_train_reach_the_settings():
 def given_demonstrations(folder: Path, **changes) -> Path:
     """Two for each task of the preset debug, as `demos collect` writes them."""
     config = runs.preset("debug")
-    camera = Camera((0.0, 0.0, 1.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, 64)
     some = [
         replace(random_episode(seed, 3, config.env.size, task), **changes)
         for task in config.tasks
         for seed in range(2)
     ]
-    demos.save(folder, some, config.env, camera)
-    return folder
+    return make_episodes(folder, *some, config=config.env)
 
 
 def test_train_begins_with_a_folder_of_demonstrations(here):

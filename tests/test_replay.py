@@ -1,5 +1,6 @@
 """LIBERO's recorded demonstrations: read, and, where LIBERO is installed, played anew."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,9 +186,7 @@ def test_what_does_not_succeed_again_is_left_out(tmp_path, monkeypatch):
     env = libero_env.LiberoEnv(MILK, with_tasks(RunConfig(), (MILK,)).env, stop_on_success=False)
     (one,) = read(path, MILK)
     assert replay.played(one, env) is not None
-    half = replay.Recorded(
-        one.where, MILK, 0, one.state, one.places, one.action[: len(one.action) // 2]
-    )
+    half = replace(one, action=one.action[: len(one.action) // 2])
     assert replay.played(half, env) is None
-    long = replay.Recorded(one.where, MILK, 0, one.state, one.places, np.tile(one.action, (9, 1)))
+    long = replace(one, action=np.tile(one.action, (9, 1)))
     assert replay.played(long, env) is None
