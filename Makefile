@@ -5,7 +5,7 @@
 #
 # A dream from the small run that comes with the project:       make example
 # The three notebooks, run anew and rendered to docs/*.html:    make notebooks
-# Extra arguments go through ARGS:         make train ARGS="--preset debug"
+# Extra arguments go through ARGS:         make train ARGS="--preset debug --out runs/debug"
 # Another interpreter, 3.10 to 3.13:       make setup PYTHON=python3.12
 # The oldest packages that will do:        make test-minimum
 # To keep the packages in order:           make constraints licences audit

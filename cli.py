@@ -1,7 +1,7 @@
 """The command line: `python cli.py --help`.
 
     doctor                       what works on this machine, and what to do about the rest
-    demos collect|load|inspect|export
+    demos collect|load|replay|inspect|export
                                  episodes on disk: record, check or convert, look at, hand on
     train                        the whole method, stage by stage (train.py), into a run folder
     imagine                      a dream beside the real rollout of the same actions
@@ -12,6 +12,8 @@
     bench                        how fast it all is here, dream and reality in the same run
     report                       rewrite a run's report.md and .html; several runs in one page
     ship                         a finished run as one small archive
+    expert                       how often the scripted expert succeeds
+    screen, summary              studies.py: which tasks suit; the reported figures
     config                       print the settings
 
 Every command checks what it was given before it touches the disk. What a user can repair becomes
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from runs import RunConfig
 
 ESTIMATES = {  # of memory and time: runs.gpu_scale, runs.paper_scale
-    "gpu": "a GPU of 12 GB, 4 hours at 10 TFLOP/s",
+    "gpu": "a GPU of 12 GB, 3.5 hours at 10 TFLOP/s",
     "paper": "a GPU of 80 GB, 13 hours at 100 TFLOP/s",
 }
 # What has to be free on the disk: checkpoints, three times the largest state of a stage (two stay,
@@ -113,7 +115,7 @@ def config_command(preset: Preset = "cpu") -> None:
     notes.print(
         f"preset {preset}; what each setting means: the dataclasses of runs.py and the parts"
     )
-    notes.print("train changes them by --tasks --demos --seed --env --iterations")
+    notes.print("train changes them by its options: python cli.py train --help")
 
 
 # -------------------------------------------------------------------------------------------- train
@@ -512,10 +514,17 @@ def compare_command(
     out: Annotated[Path, typer.Option(help="Runs and tables go here.")] = Path("runs/compare"),
     preset: Preset = "cpu",
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0,1,2,3,4",
-    methods: Annotated[str, typer.Option(help="Separated by commas; default: all.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="Separated by commas; default: all of the above.")
+    ] = "",
     starts: Annotated[int | None, typer.Option(help="Test starts per task.")] = None,
 ) -> None:
-    """The dream beside its alternatives, and what each has cost (hours; resumable)."""
+    """The dream beside its alternatives, and what each has cost (hours; resumable).
+
+    Methods: sft, filtered_bc, dream_bc, more_sft, filtered_bc_equal_budget, dream,
+    real_equal_budget, real_equal_rollouts, rounds, dream_no_extra_data,
+    dream_untrained_reflector, dream_neither.
+    """
     import compare as study
     import render
     from evaluate import hardware

@@ -16,7 +16,7 @@ What is kept from the paper: parallel decoding, L1 regression for the mean,
 a second head for the log-scale.
 # DEVIATION: the paper fine-tunes a 7-billion-parameter VLA; the small preset trains a 0.5 M
 #   convolutional network from scratch, FiLM-conditioned on the instruction; because it must learn
-#   from 5 demonstrations in a minute on 2 cores.
+#   from 5 demonstrations in a minute and a half on 2 cores.
 """
 
 from __future__ import annotations

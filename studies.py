@@ -5,7 +5,7 @@ python cli.py screen           imitation from 5 demonstrations on every task the
                                -> results/screening.md
 python cli.py summary RUN...   collects finished runs into results/runs/*.json
                                and writes results/summary.json
-python cli.py expert           how often the scripted expert succeeds -> results/libero_expert.json
+python cli.py expert           how often the scripted expert succeeds -> results/expert.json
 """
 
 from __future__ import annotations

@@ -108,6 +108,12 @@ def test_a_method_changes_what_its_name_says(method, expected):
     assert changed(config, compare.variant(config, method, base)) == expected
 
 
+def test_help_names_every_method():
+    text = CliRunner().invoke(cli.app, ["compare", "--help"], env={"COLUMNS": "200"}).output
+    named = text.split("Methods:")[1].split(".")[0].replace("\u2502", " ")
+    assert [name.strip() for name in named.split(",")] == list(compare.METHODS)
+
+
 def test_every_run_has_a_variant_and_shares_stages_in_order():
     config = RunConfig()
     for method, shared in compare.RUNS.items():
