@@ -127,6 +127,7 @@ def build(
         policy.set_state_statistics(np.concatenate([e.state for e in episodes]))
         simulator = filled_simulator(config, episodes, camera)
     reflector.dream_threshold.fill_(NEVER)
+    reflector.dream_etas = {}  # nor has any task an eta of its own
     return Parts(config, policy.eval(), simulator.eval(), reflector.eval(), episodes)
 
 

@@ -56,6 +56,7 @@ def branch_truth(
     rng = np.random.default_rng(seed)
     moments = draw_moments(episodes, groups, rng)
     n = min(loop.rollouts, env.num_envs)
+    noisy = loop.branch or world.config.horizon  # plain LOOP's noise does not end
     generator = torch.Generator().manual_seed(seed)
     # Of some groups at a time, each (groups, N): imagined success, the return of LOOP but for its
     # time penalty (R at the stop, 0 without one), real success.
@@ -63,17 +64,17 @@ def branch_truth(
     at_once = env.num_envs // n
     for first in range(0, groups, at_once):
         some = moments[first : first + at_once]
-        recorder = Recorder(policy, loop.noise, True, generator, loop.held)
+        recorder = Recorder(policy, loop.noise, loop.branch > 0, generator, loop.held)
         states = [moment(e, t, world.config.robot) for e, t in some for _ in range(n)]
-        success, rewards, _ = play_branches(world, states, recorder.act, loop.branch, policy)
+        success, rewards, _ = play_branches(world, states, recorder.act, noisy, policy)
         states = [state for state in real_states(env, some) for _ in range(n)]
-        truly, _, _ = play_branches(env, states, recorder.again, loop.branch, policy)
+        truly, _, _ = play_branches(env, states, recorder.again, noisy, policy)
         played.append([x.reshape(-1, n) for x in (success, rewards * success, truly)])
     imagined, dreamt, real = (np.concatenate(x) for x in zip(*played, strict=True))
     return {
         "groups": groups,
         "rollouts": n,
-        "noisy_decisions": loop.branch,
+        "noisy_decisions": noisy,
         "agreement": wilson_share(int((imagined == real).sum()), real.size),
         "mixed": float((real.any(1) & ~real.all(1)).mean()),
         "within": within_interval(dreamt, real.astype(np.float64), rng),
@@ -117,14 +118,19 @@ class Recorder(Explorer):
 
 
 def real_states(env: VecRealEnv, moments: list[tuple[Episode, int]]) -> list[tuple]:
-    """Replay every episode up to its moment: states for `env.set_states`."""
-    env.reset(options={"starts": [Start(e.task, e.seed) for e, _ in moments]})
+    """Replay every episode up to its moment: states for `env.set_states`, which the oracle stops.
+
+    The replay itself it does not stop, no more than it did the recording: a success within a chunk
+    may be over at its end."""
+    starts = [Start(e.task, e.seed) for e, _ in moments]
+    env.reset(options={"starts": starts, "stop_on_success": False})
     states: list[tuple] = [()] * len(moments)
     for now in range(1 + max(t for _, t in moments)):
         actions = np.zeros(env.action_space.shape, np.float32)
         for slot, (episode, t) in enumerate(moments):
             if t == now:
-                states[slot] = env.get_states([slot])[0]
+                (task, snapshot, _), *seen = env.get_states([slot])[0]
+                states[slot] = ((task, snapshot, True), *seen)
                 env.done[slot] = True
             elif t > now:
                 actions[slot] = episode.action[now]

@@ -74,15 +74,16 @@ def learning_chart(history: list[dict], probes: list[dict], where: str) -> bytes
     return png(figure)
 
 
-def curves_chart(loops: dict[str, tuple[list[dict], list[dict]]]) -> bytes:
+def curves_chart(loops: dict[str, tuple[list[dict], list[dict], str]]) -> bytes:
     """A PNG: above real, below imagined success of several runs over LOOP's iterations, each run in
-    its own colour, marker and line style. loops: {name: (history, probes)}; of a run without probes
-    the success of its rollouts stands where it was played."""
+    its own colour, marker and line style. loops: {name: (history, probes, "real" or "dream":
+    where LOOP played)}; of a run without probes the success of its rollouts stands there."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5.4 + 0.22 * len(loops)), layout="constrained")
     panels = dict(zip(("real", "imagined"), figure.subplots(2, 1, sharex=True), strict=True))
-    for number, (name, (history, probes)) in enumerate(loops.items()):
+    for number, (name, (history, probes, where)) in enumerate(loops.items()):
+        played = {"real": "real", "dream": "imagined"}[where]
         look = {
             "color": OKABE_ITO[number % len(OKABE_ITO)],
             "marker": MARKERS[number % len(MARKERS)],
@@ -90,7 +91,7 @@ def curves_chart(loops: dict[str, tuple[list[dict], list[dict]]]) -> bytes:
         }
         for kind, axes in panels.items():
             curve = {p["iteration"]: float(np.mean(p[kind])) for p in probes if kind in p}
-            if not probes and kind == "real":  # LOOP in the real simulator has no gauge
+            if not probes and kind == played:
                 curve = {i: s["success"] for i, s in enumerate(history) if known(s.get("success"))}
             axes.plot(list(curve), list(curve.values()), **look, markersize=5)
         panels["real"].plot([], [], **look, label=name)

@@ -21,13 +21,15 @@ the policy imitates them either way) yes or no, reflector trained or not:
 Each is measured on the same test starts under the three terminations; imitation and LOOP in the
 real simulator, which train no reflector, are stopped by that of "dream".
 
-Every method is a run folder (imitation of the same length also a file with its results) below
-OUT/seed<S>/: what is finished is not done again.
+Below OUT/seed<S>/ a method is a run folder, but for those whose policies are on the way of the
+run "dream" and those that only imitate, which have a file of results. What is finished is not done
+again.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -123,7 +125,7 @@ def variant(config: RunConfig, method: str, base: Run) -> RunConfig:
         loop = replace(loop, iterations=len(base.stages["rl"]["history"]), **same)
         return replace(config, rl_env="real", real_loop=loop)
     if method == "rounds":  # the second calibrates and looks as often as the first
-        looks = 1 + config.loop.iterations // config.probe_every
+        looks = 1 + math.ceil(config.loop.iterations / config.probe_every)
         again = config.round_exploration + (1 + looks) * config.probes
         return replace(config, rounds=2, exploration=max(1, config.exploration - again))
     if method == "filtered_bc_equal_budget":

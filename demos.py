@@ -198,7 +198,8 @@ def collect_expert(
         if len(good) < per_task:
             raise RuntimeError(
                 f"the scripted expert solved {task} only {len(good)} of {3 * per_task} times "
-                f"within {env.config.horizon} decisions; choose another task or a longer --horizon"
+                f"within {env.config.horizon} decisions; choose another task, or a "
+                "longer horizon (demos collect --horizon)"
             )
         kept += good
     return kept
@@ -428,8 +429,8 @@ def load(folder: Path, expected: EnvConfig | None = None, tasks: tuple[str, ...]
 
 def given(folder: Path | str, config: EnvConfig, tasks: tuple[str, ...], per_task: int):
     """(`per_task` demonstrations of every task, the camera) from a folder of episodes: what
-    `demos collect` and `demos replay` write. Raises BadEpisodes where they are fewer, or begin
-    where no demonstration may."""
+    `demos collect` and `demos replay` write. Raises BadEpisodes where they are fewer, begin where
+    no demonstration may, or are longer than the horizon."""
     episodes, _, camera = load(Path(folder), config)
     kept: list[Episode] = []
     for task in tasks:
@@ -442,10 +443,17 @@ def given(folder: Path | str, config: EnvConfig, tasks: tuple[str, ...], per_tas
         kept += good[:per_task]
     splits = {split_of(episode.seed) for episode in kept}
     if splits != {"demo"} or camera is None:
+        known = "known" if camera else "unknown"
         raise BadEpisodes(
-            f"{folder}: starts of {', '.join(sorted(splits))}, camera {'un' * (not camera)}known; "
+            f"{folder}: starts of {', '.join(sorted(splits))}, camera {known}; "
             "expected starts of demo and the camera of the run's own environment; make a folder "
             "with: python cli.py demos collect, or demos replay"
+        )
+    longest = max(len(episode) for episode in kept)
+    if longest > config.horizon:
+        raise BadEpisodes(
+            f"{folder}: a demonstration of {longest} decisions; expected at most {config.horizon}, "
+            f"the run's horizon; collect with --horizon {config.horizon}"
         )
     return kept, camera
 
@@ -555,7 +563,8 @@ def write_film(path: Path, frames: np.ndarray, scale: int = 4, fps: int = 6) -> 
 
     path = Path(path)
     big = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    temporary = path.with_name(f".tmp.{path.name}")
+    # Named so that `Run.forget_unfinished` finds it, and no other process has the same.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         if path.suffix == ".gif":
             imageio.imwrite(temporary, big, duration=1000 / fps, loop=0)

@@ -1,8 +1,8 @@
 """Dreams along real episodes: the same start and the same actions, imagined instead of played.
 
-Used three times: to measure the simulator (open loop, `evaluate.simulator_card`), to train it on
-what it sees in a dream instead of on real frames only (`OwnRollouts`), and to train the reflector
-on generated frames with real labels.
+Used to measure the simulator (open loop, `evaluate.simulator_card`), to train it on what it sees in
+a dream instead of on real frames only (`OwnRollouts`), to train the reflector on generated frames
+with real labels, to teach the policy (`train.stage_dream_bc`), and by `imagine` and `trust`.
 
     real    o_0  o_1  o_2  o_3 ... o_T        frames, actions a_t and success labels of an Episode
                   |    |

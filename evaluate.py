@@ -285,7 +285,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def simulator_card(world, episodes: list[Episode]) -> dict:
-    """Open-loop PSNR at decisions 1, 5 and last on held-out episodes, beside the copy-last-frame
+    """Open-loop PSNR at decisions 1, 5 and last on held-out episodes, beside the first-frame
     baseline; and how far the dreamt hand is from the real one, in millimetres: "hand_mm" mean over
     decisions, "hand_mm_last" at the last.
 
@@ -410,14 +410,12 @@ def reflector_words(real: dict, generated: dict) -> str:
 def peak_memory_gib() -> float:
     """Peak resident memory of this process plus that of each of its running children, GiB.
 
-    On Linux a child's own peak, elsewhere what it holds now.
+    On Linux each one's own peak, elsewhere what it holds now.
     """
-    import resource
-
     import psutil
 
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return own + sum(peak_kib(child) for child in psutil.Process().children(recursive=True)) / 2**20
+    me = psutil.Process()
+    return sum(peak_kib(process) for process in (me, *me.children(recursive=True))) / 2**20
 
 
 def peak_kib(process) -> float:

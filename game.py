@@ -158,7 +158,7 @@ class Track:
 class Game:
     """One game: two worlds that are given the same chunks.
 
-    env: tasks.VecRealEnv with one slot, or what has its face. Every method may be called from any
+    env: vecenv.VecRealEnv with one slot, or what has its face. Every method may be called from any
     thread; they wait for each other. `close` ends the env's worker.
     """
 

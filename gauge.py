@@ -108,10 +108,10 @@ class Gauge:
         self.films: dict[str, tuple[str, np.ndarray]] = {}
         self._weights: dict = {}
 
-    def look(self, policy, iteration: int) -> bool:
-        """Probe the policy after `iteration` updates if it is time to;
+    def look(self, policy, iteration: int, last: bool = False) -> bool:
+        """Probe the policy after `iteration` updates if it is time to, or these were the last;
         True when dream and reality have parted, or no task is left to dream of."""
-        if iteration % self.every:
+        if iteration % self.every and not last:
             return False
         real, dream = play_both(*self.parts, policy, self.env, self.starts, self.config)
         self.probes.append(

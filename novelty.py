@@ -101,9 +101,10 @@ class NoveltyGauge:
         self.imagined_frames = 0  # the ledger
         self._weights: dict = {}
 
-    def look(self, policy, iteration: int) -> bool:
-        """Probe the policy after `iteration` updates if it is time to; True when it has strayed."""
-        if iteration % self.every:
+    def look(self, policy, iteration: int, last: bool = False) -> bool:
+        """Probe the policy after `iteration` updates if it is time to, or these were the last;
+        True when it has strayed."""
+        if iteration % self.every and not last:
             return False
         self.world.generator.manual_seed(iteration)
         dream = play(self.world, self.starts, policy.act, "evaluation", after_success=0)

@@ -83,7 +83,11 @@ def overview(runs: dict[str, Run]) -> str:
     histories = {name: whole_loop(run) for name, run in runs.items()}
     if any(history for history, _ in histories.values()):
         pictures["curves.png"] = curves_chart(
-            {name: (history, probes) for name, (history, probes) in histories.items() if history}
+            {
+                name: (history, probes, runs[name].config.rl_env)
+                for name, (history, probes) in histories.items()
+                if history
+            }
         )
     lines = [f"# World-Env: {len(runs)} runs", "", *_about(runs)]
     for section in (_success, _dream, _cost):

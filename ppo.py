@@ -240,7 +240,7 @@ class Explorer:
 class LateExplorer(Explorer):
     """The mean policy up to a decision that is drawn for each slot, then noise that is held: the
     exploration episodes look like the branches that LOOP will ask the dream about. For one batch of
-    episodes; the decision is uniform in the first half of the horizon."""
+    episodes; the decision is uniform over 1 to horizon / 2."""
 
     def __init__(self, policy: Policy, noise: float, horizon: int, generator: torch.Generator):
         super().__init__(policy, noise, shared=True, generator=generator, held=True)

@@ -26,7 +26,7 @@ from demos import Episode
 from dreams import moment
 from evaluate import wilson_share
 from fit import device_of
-from policy import Policy, to_tensors
+from policy import Policy, seen_along, to_tensors
 from ppo import play_branches
 from worldenv import WorldEnv
 
@@ -49,13 +49,7 @@ def recover_pushes(policy: Policy, episodes: list[Episode]) -> list[Push]:
     succeeded before it, are left out."""
     found = []
     for episode in episodes:
-        seen = {
-            "image": episode.image[:-1],
-            "state": episode.state[:-1],
-            "instruction": [episode.instruction] * len(episode),
-        }
-        everywhere = np.ones(len(episode), bool)
-        parts = policy.in_blocks(*to_tensors(seen, everywhere, device_of(policy)))
+        parts = policy.in_blocks(*to_tensors(*seen_along(episode), device_of(policy)))
         mean, scale = parts[0].cpu().numpy(), parts[1].exp().cpu().numpy()  # (T, K, A)
         pushed = np.abs(episode.action - mean.clip(-1, 1)).max((1, 2)) > 1e-3
         decision = int(pushed.argmax())

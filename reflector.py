@@ -46,6 +46,7 @@ from vlm import VOCABULARY, Keypoints, KeypointVLM, mean_word, tokenize, without
 
 LANDMARKS = 32  # of the first frame
 ETAS = (np.arange(1, 50) / 50).tolist()  # 0.02, 0.04 ... 0.98: what calibration chooses from
+FALSE_STOPS = 0.03  # at most, of episodes, on real frames
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,8 @@ def stack_frames(frames: torch.Tensor) -> torch.Tensor:
 
 
 def _augment(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a dream gets wrong: slight shifts, noise and brightness,
-    the same for the three frames of a row.
+    """What a dream gets wrong: slight shifts, brightness and an amount of noise, the same for the
+    three frames of a row; the grain itself is drawn for each.
 
     The reflector is trained on real frames but judges imagined ones; these are the artefacts of the
     small simulator.
@@ -293,19 +294,20 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
         reflector.platt.copy_(torch.tensor([slope, offset]))
 
 
-def calibrate(reflector: Reflector, episodes, dreams, allowed: float = 0.03) -> tuple[float, float]:
+def calibrate(reflector: Reflector, episodes, dreams) -> tuple[float, float]:
     """Set both thresholds from held-out episodes and dreams of them (which keep the real labels),
     each to one of ETAS; of several equals the middle one, which lies farthest from where it would
     be wrong. Returns (on real frames, in dreams):
 
-        eta       = argmax right_verdicts(episodes)  where  false_stops(episodes) <= allowed
+        eta       = argmax right_verdicts(episodes)  where  false_stops(episodes) <= FALSE_STOPS
         eta_dream = argmax right_outcomes(dreams)
 
     A real stop says "done" to a person, and one that is false cannot be taken back; in a dream both
-    errors cost the same, and what counts is how the rollout ends. eta is 0.98 where all stop more.
+    errors cost the same, and what counts is how the rollout ends. Where every eta
+    stops more falsely, eta is the largest.
     """
     curves, dreamt = (judge_episodes(reflector, some) for some in (episodes, dreams))
-    fit = [eta for eta in ETAS if false_stops(curves, episodes, eta) <= allowed] or [ETAS[-1]]
+    fit = [eta for eta in ETAS if false_stops(curves, episodes, eta) <= FALSE_STOPS] or [ETAS[-1]]
     real = _of_the_best(fit, [right_verdicts(curves, episodes, eta) for eta in fit], 0.5)
     dream = _of_the_best(ETAS, [right_outcomes(dreamt, dreams, eta) for eta in ETAS], 0.5)
     reflector.threshold.fill_(real)

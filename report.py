@@ -559,7 +559,8 @@ def real_and_dream(run: Run, simulator, reflector, policy, task: str, seed: int)
     starts = test_starts((task,), 1, "dev", seed)
     env = VecRealEnv(1, run.config.env)
     try:
-        (episode,) = play(env, starts, policy and policy.act, "evaluation", after_success=2)
+        act = None if policy is None else policy.act
+        (episode,) = play(env, starts, act, "evaluation", after_success=2)
     finally:
         env.close()
     world = WorldEnv(
@@ -573,7 +574,7 @@ def real_and_dream(run: Run, simulator, reflector, policy, task: str, seed: int)
 def imagine_numbers(episode: Episode, dream, curves: dict, eta: float) -> str:
     """What the pictures show, in two lines."""
     length = len(episode)
-    depths = {"1": 1, "5": min(5, length), f"{length} (last)": length}
+    depths = {str(t): t for t in (1, 5) if t < length} | {f"{length} (last)": length}
     decibels = ", ".join(
         f"{psnr(episode.image[t], dream[t]):.1f} dB after {name}" for name, t in depths.items()
     )

@@ -2,8 +2,7 @@
 
     runs/default/
         config.json               every setting of the run
-        stages.json               finished stages with seconds, peak memory, ledger entries
-                                  and results
+        stages.json               finished stages: seconds, peak memory, ledger, results
         metrics.jsonl             one line per logged step
         checkpoints/*.safetensors policy (SFT and post-trained), simulator, reflector;
                                   each with its settings in the header
@@ -271,7 +270,7 @@ def paper_scale() -> RunConfig:
     penalty. Read into it: "batch 4" is four decisions per optimizer step; a step of RL has 8 starts
     (one for each of its GPUs) and makes 1 pass over their decisions. What differs further: policy
     Qwen2.5-VL (7 B), reflector LLaVA 1.5 (7 B), pictures of 128 pixels that are enlarged to the
-    models' 224 and 336, RL from filtered BC, the stop rule. The simulator works on Stable
+    models' 224 and 336, RL from dream BC, the stop rule. The simulator works on Stable
     Diffusion's latents, 16 x 16 of them, and begins at its U-Net, which knows pictures and no
     films; CLIP ViT-L and VGGT (without its package: Depth Anything V2 Large) read the first frame.
 
@@ -455,8 +454,11 @@ def _read_stages(path: Path) -> dict[str, dict]:
     try:
         stages = parse_json(path.read_bytes())
         for name, stage in stages.items():
-            etas = [eta for task, eta in stage.get("etas", {}).items() if INSTRUCTIONS[task]]
-            numbers = [stage["seconds"], stage["peak_gib"], *stage["ledger"].values(), *etas]
+            etas = stage.get("etas", {})
+            if not set(etas) <= set(INSTRUCTIONS):
+                raise ValueError(f"{name}: etas of unknown tasks")
+            numbers = [stage["seconds"], stage["peak_gib"], *etas.values()]
+            numbers += stage["ledger"].values()
             if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
                 raise ValueError(f"{name}: seconds, memory, ledger or etas are no numbers")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -479,18 +481,15 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, config: RunConfig, device: str = "cpu") -> Run:
-        """Open a folder for `config`: a new one,
-        or one that was begun with the very same settings."""
+        """Open a folder for `config`: a new one, or one begun with the very same settings."""
         folder = Path(folder)
         path = folder / "config.json"
         if path.is_file():
             saved = config_from_json(path.read_bytes())
             if saved != config:
-                difference = first_difference(
-                    *(json.loads(config_to_json(c)) for c in (saved, config))
-                )
+                old, new = (json.loads(config_to_json(c)) for c in (saved, config))
                 raise BadRun(
-                    f"{folder} holds a run with other settings ({difference}); "
+                    f"{folder} holds a run with other settings ({first_difference(old, new)}); "
                     "choose another --out, or delete that folder"
                 )
         else:
@@ -536,7 +535,7 @@ class Run:
         and those of stages that did not finish. (A state that is resumed from brings its own.)"""
         if not processes.is_main():
             return
-        for path in self.folder.rglob(".*.tmp"):  # as write_atomically names them
+        for path in self.folder.rglob(".*.tmp*"):  # as write_atomically and write_film name them
             path.unlink(missing_ok=True)
         lines = self._log.read_bytes().splitlines(keepends=True) if self._log.is_file() else []
         finished = [line for line in lines if _stage_of(line) in self.stages]
@@ -575,7 +574,8 @@ class Run:
         return total
 
     def policy(self, name: str = "policy") -> Policy:
-        """The policy "sft", "filtered_bc" or "policy" (post-trained) from its checkpoint."""
+        """A policy by the name of its checkpoint: "sft", "explorer", "filtered_bc", "dream_bc" or
+        "policy" (post-trained); of later rounds "dream_bc_2" and so on."""
         description = asdict(self.config.policy)
         check_settings(self.checkpoint(name), description)
         part = Policy(self.config.policy).to(self.device)

@@ -61,7 +61,7 @@ class SimulatorConfig:
     fold: int = 4  # F x F pixels are folded into channels: the U-Net works on size/F
     channels: tuple[int, ...] = (32, 64, 128)  # of the U-Net at size/F, size/2F, size/4F
     album: int = 2048  # real frames that it may look up
-    sampling_steps: int = 1  # denoising steps per frame, 1-4
+    sampling_steps: int = 1  # denoising steps per frame, 1 to 50
     change_scale: float = 4.0  # multiplies the change between frames: its spread is then near 1
     moving_weight: float = 5.0  # extra weight of pixels that change by more than 5 % of the range
     # And that of those of them that are near the hand: what it touches is few pixels, and the arm

@@ -27,7 +27,7 @@ from evaluate import evaluate, hardware, mean_interval, real_episodes, test_star
 from fit import FitConfig, fit
 from instructions import TASKS
 from policy import Policy, PolicyConfig, imitation_batches
-from runs import BadRun, Run, RunConfig, with_tasks
+from runs import BadRun, Run, RunConfig, preset, with_tasks
 from tasks import METAWORLD, EnvConfig, Start, split_seeds
 from vecenv import VecRealEnv
 
@@ -70,7 +70,7 @@ def screen(folder: Path, say: Callable[[str], None]) -> None:
     env = VecRealEnv(50, EnvConfig())
     try:
         for group in screening_groups(env):
-            if any(row["task"] == group[0] for row in rows):
+            if any(row["task"] in group for row in rows):
                 continue
             new = _screen_group(env, group)
             rows += new
@@ -83,7 +83,8 @@ def screen(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def screening_groups(env: VecRealEnv) -> list[list[str]]:
-    """The candidates in groups of five; the prototype's tasks first, then alphabetically."""
+    """The candidates in groups of five; five tasks first, as in the committed
+    table, then alphabetically."""
     length: dict[str, list] = {task: [] for task in TASKS}
     for seed in split_seeds("dev", 5):
         for episode in play(env, [Start(task, seed) for task in TASKS], None, "expert"):
@@ -103,6 +104,7 @@ def _screen_group(env: VecRealEnv, group: list[str]) -> list[dict]:
         except RuntimeError:
             continue  # the expert is too unreliable on this task's starts: it is left out
     policy = Policy(PolicyConfig())
+    policy.hand.look_through(env.camera)
     policy.set_state_statistics(np.concatenate([e.state for e in episodes]))
     fit(policy, imitation_batches(episodes, 64, 0), FitConfig(steps=1500))
     solved = sorted({e.task for e in episodes})
@@ -225,9 +227,13 @@ def _record(path: Path) -> dict:
 
 def _command(run: Run) -> str:
     config = run.config
+    base = preset("cpu" if config.env.robot == METAWORLD else "libero")
     words = [f"python cli.py train --demos {config.demos} --seed {config.seed}"]
     words += ["--preset libero"] if config.env.robot != METAWORLD else []
-    words += [f"--starts {config.test_starts}"] if config.test_starts != 50 else []
+    words += [f"--tasks {','.join(config.tasks)}"] if config.tasks != base.tasks else []
+    words += [f"--from {config.demonstrations}"] if config.demonstrations else []
+    words += [f"--starts {config.test_starts}"] if config.test_starts != base.test_starts else []
+    words += [f"--rounds {config.rounds}"] if config.rounds > 1 else []
     words += ["--env real"] if config.rl_env == "real" else []
     words += [f"--iterations {config.rl.iterations}"]
     words += ["--plain"] if config.rl.branch == 0 else []

@@ -220,10 +220,11 @@ def print_result(result: dict) -> None:
     title = f"{result['policy']}, {result['termination']} termination, {result['split']} starts"
     title += f" {first} to {result['skipped'] + result['starts_per_task']} of each task"
     table = Table("task", "real success", "95 % interval", "episodes", title=title)
+    last = list(result["tasks"])[-1]  # a line below it
     for name, row in (result["tasks"] | {"mean": result | {"success": result["mean"]}}).items():
         interval = f"{row['low']:.1%} - {row['high']:.1%}"
         table.add_row(
-            name, f"{row['success']:.1%}", interval, str(row["n"]), end_section=name == "mean"
+            name, f"{row['success']:.1%}", interval, str(row["n"]), end_section=name == last
         )
     Console().print(table)
 

@@ -16,8 +16,9 @@
 With `--rounds 2` or more, 3 to 9 come again before 10: the post-trained policy collects a counted
 number of new episodes, and imitation, simulator, reflector and LOOP go on with all of them.
 
-# DEVIATION: the paper's RL begins at the SFT policy; here at filtered BC, with the same real
-#   episodes; because they are paid for, and what LOOP adds to it is then what the dream is worth.
+# DEVIATION: the paper's RL begins at the SFT policy; here at filtered BC that has imitated itself
+#   on dreams too (below), with the same real episodes; because they are paid for, and what LOOP
+#   adds is then what the dream is worth.
 # DEVIATION: the paper's policy has seen no dreamt frame before RL; here it has learned to do on
 #   dreams of its real episodes what it does on them; because a small policy from scratch acts
 #   otherwise on the errors of a small simulator, and the dream is then about another policy.
@@ -494,13 +495,12 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         _log_probe(run, number, gauge)
 
     def on_iteration(iteration: int, metrics: dict) -> bool:
-        run.log(
-            stage="rl", round=number, iteration=iteration, **metrics, warning=no_signal(metrics)
-        )
+        numbers = {**_finite(metrics), "warning": no_signal(metrics)}
+        run.log(stage="rl", round=number, iteration=iteration, **numbers)
         progress(iteration, config.rl.iterations, metrics)
         if gauge is None:
             return False
-        parted = gauge.look(policy, iteration + 1)
+        parted = gauge.look(policy, iteration + 1, last=iteration + 1 == config.rl.iterations)
         if gauge.probes[-1]["iteration"] == iteration + 1:
             _log_probe(run, number, gauge)
         return parted

@@ -1,5 +1,5 @@
-"""How often does the world model lie? Eight instruments. The first four play real episodes that
-nothing was trained on, the fifth dreams, the others read what the run has stored.
+"""How often does the world model lie? Eight instruments. 1, 3 and 4 play real episodes; 2 judges
+held-out recorded ones and dreams of them; 5 dreams; the others read what the run has stored.
 
 Paper's section: "The loop" lets simulator and reflector stand in for reality; here both are held
 against it.
@@ -87,7 +87,8 @@ def sweep(
     curves: R (T,) of every episode after its first frame (reflector.judge_episodes).
     recall: share of the succeeding episodes that are stopped at a successful frame (None without
     any); false_stops: share of all that are stopped at another frame; right: share of all whose
-    verdict is right (reflector.right_verdicts), which chose the run's own eta.
+    verdict is right (reflector.right_verdicts), which chose the run's own eta on real frames, among
+    those that stop few falsely (in dreams right_outcomes did).
     """
     return [
         {

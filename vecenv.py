@@ -33,11 +33,11 @@ LOOK = 1.0  # seconds between two looks at whether it lives
 RESUME = "run the same command again to resume"
 
 
-def make_env(task: str, config: EnvConfig, stop_on_success: bool = True) -> ChunkedEnv:
+def make_env(task: str, config: EnvConfig) -> ChunkedEnv:
     """The real environment of a task: LIBERO's or Meta-World's."""
     if task in LIBERO_INSTRUCTIONS:
-        return LiberoEnv(task, config, stop_on_success)
-    return RealEnv(task, config, stop_on_success)
+        return LiberoEnv(task, config)
+    return RealEnv(task, config)
 
 
 def _worker(pipe, config: EnvConfig) -> None:
@@ -150,7 +150,7 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
             self.single_action_space, num_envs
         )
         self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
-        self.real_steps = self.real_resets = self.real_frames = 0  # the ledger of real interaction
+        self.real_steps = self.real_resets = 0  # the ledger of real interaction
 
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
@@ -234,7 +234,6 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         self._images[slot] = observation["image"]
         self._states[slot] = observation["state"]
         self._texts[slot] = observation["instruction"]
-        self.real_frames += 1
 
     def _observations(self) -> dict:
         return {

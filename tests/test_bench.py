@@ -182,12 +182,17 @@ def test_a_finished_run_brings_its_own_weights(parts, tmp_path):
     save_part(run.checkpoint("policy"), parts.policy, asdict(CONFIG.policy))
     save_part(run.checkpoint("simulator"), parts.simulator, parts.simulator.description())
     save_part(run.checkpoint("reflector"), reflector, reflector.description())
-    built = bench.build(CONFIG, parts.episodes, CAMERA, runs.Run.open(run.folder))
+    run.finish_stage("calibrate", 1.0, 1.0, {"etas": {CONFIG.tasks[0]: 0.3}})
+    finished = runs.Run.open(run.folder)
+    built = bench.build(CONFIG, parts.episodes, CAMERA, finished)
     for mine, saved in ((built.policy, parts.policy), (built.simulator, parts.simulator)):
         state = saved.state_dict()
         assert all(torch.equal(x, state[name]) for name, x in mine.state_dict().items())
         assert not mine.training
     assert float(built.reflector.dream_threshold) == math.inf
+    text = INSTRUCTIONS[CONFIG.tasks[0]][0]
+    assert built.reflector.dream_eta(text) == math.inf
+    assert finished.reflector().dream_eta(text) == 0.3
     assert float(run.reflector().threshold) == pytest.approx(CONFIG.reflector.threshold)
 
 

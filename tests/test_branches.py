@@ -53,6 +53,15 @@ def test_a_dream_that_is_reality_ranks_every_branch_alike():
     assert result["mixed"] > 0.2
 
 
+def test_plain_loops_noise_does_not_end():
+    """Without branching every decision is drawn: so is every decision here."""
+    world = WorldEnv(Faithful(), Bright(), {}, SLOTS, CONFIG)
+    plain = replace(LOOP, branch=0)
+    result = branch_truth(world, Reality(Bright(), SLOTS), Push(0.2), EPISODES, plain, 24)
+    assert result["noisy_decisions"] == CONFIG.horizon
+    assert result["mixed"] > 0.2 and result["within"]["value"] == pytest.approx(1)
+
+
 def test_a_deaf_dream_ranks_nothing():
     """No branch differs from another in the dream: the correlation has no value."""
     assert truth(Deaf())["within"] is None
@@ -107,11 +116,14 @@ def test_moments_come_before_success_and_tasks_in_turn():
 
 
 def test_reality_is_replayed_to_the_moment():
+    """By what stops no more than the recording was stopped, to states that the oracle does stop."""
     env = Reality(Bright(), SLOTS)
     states = real_states(env, [(EPISODES[0], 3), (EPISODES[1], 0), (EPISODES[2], 1)])
+    assert not env.stop and all(stops for ((_, _, stops),) in states)
     env.set_states(states)
     for slot, t in enumerate((3, 0, 1)):
-        assert env.get_states([slot])[0][1][0] == pytest.approx(EPISODES[slot].state[t, 0])
+        ((_, state, _),) = env.get_states([slot])[0]
+        assert state[1][0] == pytest.approx(EPISODES[slot].state[t, 0])
 
 
 def test_the_recorder_plays_the_same_noise_again():

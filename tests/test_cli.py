@@ -195,6 +195,14 @@ def test_other_demonstrations_are_refused(here, monkeypatch, changes, options, t
     assert tree(here) == before
 
 
+def test_demonstrations_longer_than_the_horizon_are_refused(here):
+    folder = given_demonstrations(here / "mine")
+    config = runs.preset("debug")
+    short = replace(config.env, horizon=2)
+    with pytest.raises(demos.BadEpisodes, match="of 3 decisions; expected at most 2, the run's"):
+        demos.given(folder, short, config.tasks, 1)
+
+
 # --- bad options ---------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import demos
+import runs
 from demos import (
     BadEpisodes,
     Episode,
@@ -451,6 +452,18 @@ def test_films_can_be_played(tmp_path, suffix):
     for t in range(5):
         assert abs(film[t, :, :, 0].mean() - 50 * t) < 8 and film[t, :, :, 1:].mean() < 8
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_film_that_was_cut_off_is_removed(tmp_path, monkeypatch):
+    """Killed between writing and renaming: the next `train` finds what is left by its name."""
+    run = runs.Run.create(tmp_path / "run", runs.preset("debug"))
+    monkeypatch.setattr(demos.os, "replace", lambda *_: None)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    write_film(run.folder / "film.gif", np.zeros((2, 16, 16, 3), np.uint8))
+    monkeypatch.undo()
+    assert len(list(run.folder.iterdir())) == 2
+    run.forget_unfinished()
+    assert [path.name for path in run.folder.iterdir()] == ["config.json"]
 
 
 def test_a_film_of_another_kind_is_refused(tmp_path):

@@ -141,6 +141,18 @@ def test_gauge_restores_the_weights_before_the_parting(monkeypatch):
     assert policy.weight.item() == 2 and gauge.films == "b"
 
 
+def test_the_last_iteration_is_looked_at_too(monkeypatch):
+    """Or what was trained since the last look could never be kept."""
+    monkeypatch.setattr(gauge_module, "play_both", lambda *_: ([], []))
+    monkeypatch.setattr(gauge_module, "telling_films", lambda *_: {})
+    monkeypatch.setattr(gauge_module, "kept", lambda probes: 0)
+    monkeypatch.setattr(gauge_module, "ended", len)
+    gauge = Gauge(None, None, None, [], EnvConfig(), every=3, novelty=Everywhere())
+    for iteration in range(6):
+        gauge.look(nn.Linear(1, 1), iteration, last=iteration == 5)
+    assert [probe["iteration"] for probe in gauge.probes] == [0, 3, 5]
+
+
 def test_warning_names_cause_and_remedy():
     """More than 0.2 apart: which of the two lies, and what to do; else nothing."""
     gauge = Gauge(None, None, None, [], EnvConfig(), every=1, novelty=Everywhere())

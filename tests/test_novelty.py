@@ -82,13 +82,13 @@ def test_gauge_restores_the_weights_before_the_straying():
     for iteration, push in enumerate((0.0, 0.0, 0.01, 0.02, 0.9)):
         with torch.no_grad():
             policy.dx.fill_(push)
-        stopped.append(gauge.look(policy, iteration))
+        stopped.append(gauge.look(policy, iteration, last=iteration == 3))
     assert stopped == [False, False, False, False, True]
-    assert [probe["iteration"] for probe in gauge.probes] == [0, 2, 4]
-    assert gauge.probes[0]["novel"] == [0, 0] and np.mean(gauge.probes[2]["novel"]) > 0.5
+    assert [probe["iteration"] for probe in gauge.probes] == [0, 2, 3, 4]
+    assert gauge.probes[0]["novel"] == [0, 0] and np.mean(gauge.probes[3]["novel"]) > 0.5
     assert all("real" not in probe for probe in gauge.probes)
     assert gauge.imagined_frames > 0
     assert "0% of their decisions were novel at first" in gauge.warning()
-    assert gauge.restore(policy) == 2 and policy.dx.item() == pytest.approx(0.01)
+    assert gauge.restore(policy) == 3 and policy.dx.item() == pytest.approx(0.02)
     gauge.probes.pop()
     assert gauge.warning() is None

@@ -14,9 +14,11 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from scripted import random_episode
 from trees import tree
 from typer.testing import CliRunner
 
+import charts
 import cli
 import demos
 import overview
@@ -443,6 +445,24 @@ def test_unfinished_runs_and_runs_of_another_kind_are_compared_too(tmp_path):
     rows = [row for row in Page(text).rows if row[0] == "<c>"]
     assert rows[0][2].startswith("not finished: demos, sft, ")
     assert all(set(row[1:]) <= {"-", "0"} for row in rows[1:])
+
+
+def test_rollouts_are_drawn_where_they_were_played(monkeypatch):
+    """Without a gauge: imagined success is no real one."""
+    monkeypatch.setattr(charts, "png", lambda figure: figure)
+    history = [{"success": 0.25}, {"success": 0.5}]
+    for where, expected in (("real", [2, 0]), ("dream", [0, 2])):
+        figure = charts.curves_chart({"run": (history, [], where)})
+        drawn = [sum(len(line.get_xdata()) for line in axes.lines) for axes in figure.axes]
+        assert drawn == expected
+
+
+def test_short_episodes_are_told_once():
+    """A picture after three decisions is not one after five."""
+    short = random_episode(0, 3, 16, "reach", "reach")
+    curves = {"real": np.zeros(3), "dream": np.zeros(3)}
+    told = report.imagine_numbers(short, short.image, curves, 0.5)
+    assert "after 1," in told and "after 3 (last)" in told and "after 5" not in told
 
 
 def test_names_are_as_short_as_they_can_be(tmp_path):

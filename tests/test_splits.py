@@ -246,7 +246,7 @@ class Parting:
     def __init__(self):
         self.probes, self.imagined_frames = [], 0
 
-    def look(self, policy, iteration):
+    def look(self, policy, iteration, last=False):
         self.probes.append({"iteration": iteration, "real": [1], "imagined": [1]})
         return iteration == 2
 

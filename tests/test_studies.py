@@ -3,13 +3,16 @@ that are spoiled."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_report import assert_one_line, in_process
 from trees import tree
 
-from runs import Run, config_from_json
+import studies
+from runs import Run, config_from_json, preset
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -40,6 +43,19 @@ def test_a_run_that_is_added_is_summed_up(results, tmp_path):
     after = json.loads((results / "summary.json").read_text())
     assert after["dream_success"]["n"] == before["dream_success"]["n"] + 1
     assert after["fuzz_cases"] == before["fuzz_cases"]
+
+
+def test_the_command_of_a_run_makes_it_again():
+    """That of the reported runs, and whatever was asked for otherwise."""
+    record = json.loads((RESULTS / "runs" / "dream-0.json").read_text())
+    config = config_from_json(json.dumps(record["config"]))
+    told = studies._command(SimpleNamespace(config=config))
+    assert told == record["command"]
+    other = replace(config, tasks=config.tasks[:2], rounds=2, demonstrations="data/mine")
+    told = studies._command(SimpleNamespace(config=other))
+    assert f"--tasks {','.join(config.tasks[:2])} --from data/mine --rounds 2" in told
+    libero = replace(preset("libero"), test_starts=50)
+    assert "--preset libero --starts 50" in studies._command(SimpleNamespace(config=libero))
 
 
 def test_equal_rollouts_come_from_the_comparison(results):

@@ -103,13 +103,17 @@ class Reality(WorldEnv):
     def reset(self, *, seed=None, options=None):
         first = (np.full((SIZE, SIZE, 3), 100, np.uint8), np.zeros(4, np.float32))
         self.starts = {start: first for start in options["starts"]}
-        self.decision = 0
+        self.decision, self.stop = 0, options.get("stop_on_success", True)
         self.real_resets += len(self.starts)
         return super().reset(seed=seed, options=options)
 
+    def get_states(self, slots):
+        states = zip(slots, super().get_states(slots), strict=True)
+        return [((self._texts[i], state, self.stop),) for i, state in states]
+
     def set_states(self, states):
         self.real_resets += len(states)
-        return super().set_states(states)
+        return super().set_states([state for ((_, state, _),) in states])
 
     def step(self, actions):
         self.real_steps += CHUNK * int((~self.done).sum())
