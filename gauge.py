@@ -1,8 +1,8 @@
 """The exploitation gauge: while the policy learns in the dream, does what it promises come true?
 
 A dream is learned, so a policy that is trained in it can learn to please it: imagined success rises
-and real success does not. Every few iterations the mean policy is therefore played from the same
-few real starts, in the dream and in reality, and LOOP ends when the two part:
+and real success does not. Every few iterations, and after the last, the mean policy is therefore
+played from the same few real starts, in the dream and in reality, and LOOP ends when the two part:
 
     imagined  .58  .66  .72  .80
     real      .56  .62  .66  .50   <- parted: the policy of the third probe is kept

@@ -91,7 +91,7 @@ class RunConfig:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(iterations=8))
     real_loop: LoopConfig = field(default_factory=LoopConfig)  # with rl_env = "real"
     probes: int = 20  # real starts a task for each look at dream and reality; 0: never
-    probe_every: int = 4  # iterations of LOOP between two of its looks
+    probe_every: int = 4  # iterations of LOOP between two looks; the last is at its end
     # what ends LOOP in the dream early and says which policy is kept: "real" episodes (gauge.py),
     # or "novelty" of the dreams, which needs none (novelty.py)
     stop_rule: str = "real"
