@@ -360,7 +360,9 @@ class PretrainedVLM(nn.Module):
                 )
             reader: Any = base
             if hasattr(seen, "deepstack_features"):  # Qwen 3 adds them to its first layers' states
-                lower = [torch.cat(list(layer)) for layer in seen.deepstack_features]
+                # Of a layer one tensor, or in newer versions of transformers one for each picture.
+                layers = [torch.cat(list(layer)) for layer in seen.deepstack_features]
+                lower = [layer.view(-1, images.shape[1]) for layer in layers]
                 more |= {"visual_pos_masks": is_image, "deepstack_visual_embeds": lower}
                 reader = base.language_model
             hidden = reader(inputs_embeds=tokens, attention_mask=mask, use_cache=False, **more)

@@ -139,6 +139,7 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
     action_space: gymnasium.spaces.Box
 
     def __init__(self, num_envs: int, config: EnvConfig | None = None, workers: int | None = None):
+        self._pipes, self._processes = [], []  # first: `close` comes here whatever fails below
         choose_backend()  # here, so that every worker inherits MUJOCO_GL
         self.config = config or EnvConfig()
         self.num_envs = num_envs
@@ -153,7 +154,6 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         self.real_steps = self.real_resets = 0  # the ledger of real interaction
 
         context = multiprocessing.get_context("spawn")
-        self._pipes, self._processes = [], []
         for _ in range(min(workers or processes.own_cores(), num_envs)):
             ours, theirs = context.Pipe()
             process = context.Process(target=_worker, args=(theirs, self.config), daemon=True)

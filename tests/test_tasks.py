@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import vecenv
 from demos import collect_expert
 from instructions import METAWORLD_INSTRUCTIONS
 from tasks import (
@@ -410,6 +411,15 @@ def test_a_branch_keeps_what_is_left_of_the_horizon(workers):
     assert workers.done.tolist() == [False, False, True]
     assert workers.step(idle)[3].tolist() == [True, True, False]
     assert workers.done.all()
+
+
+def test_what_never_started_can_be_closed(monkeypatch):
+    """Without a renderer no worker starts; older gymnasium then closes what there is of the env."""
+    monkeypatch.setattr(vecenv, "choose_backend", lambda: 1 / 0)
+    env = VecRealEnv.__new__(VecRealEnv)
+    with pytest.raises(ZeroDivisionError):
+        env.__init__(2, CONFIG)
+    env.close()
 
 
 def test_done_slots_rest_and_the_ledger_counts(workers):
