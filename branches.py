@@ -29,7 +29,7 @@ from evaluate import wilson_share
 from policy import Policy
 from ppo import Explorer, LoopConfig, play_branches
 from tasks import Start
-from vecenv import VecRealEnv
+from vecenv import VecRealEnv, stopped_by_the_oracle
 from worldenv import WorldEnv
 
 DRAWS = 1000  # of the bootstrap
@@ -129,8 +129,7 @@ def real_states(env: VecRealEnv, moments: list[tuple[Episode, int]]) -> list[tup
         actions = np.zeros(env.action_space.shape, np.float32)
         for slot, (episode, t) in enumerate(moments):
             if t == now:
-                (task, snapshot, _), *seen = env.get_states([slot])[0]
-                states[slot] = ((task, snapshot, True), *seen)
+                states[slot] = stopped_by_the_oracle(env.get_states([slot])[0])
                 env.done[slot] = True
             elif t > now:
                 actions[slot] = episode.action[now]

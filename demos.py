@@ -563,15 +563,11 @@ def write_film(path: Path, frames: np.ndarray, scale: int = 4, fps: int = 6) -> 
 
     path = Path(path)
     big = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    # Named so that `Run.forget_unfinished` finds it, and no other process has the same.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        if path.suffix == ".gif":
-            imageio.imwrite(temporary, big, duration=1000 / fps, loop=0)
-        elif path.suffix == ".mp4":
-            imageio.imwrite(temporary, big, fps=fps, codec="libx264", macro_block_size=8)
-        else:
-            raise ValueError(f"{path}: a film ends in .gif or .mp4")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    how: dict[str, Any]
+    if path.suffix == ".gif":
+        how = {"duration": 1000 / fps, "loop": 0}
+    elif path.suffix == ".mp4":
+        how = {"fps": fps, "codec": "libx264", "macro_block_size": 8}
+    else:
+        raise ValueError(f"{path}: a film ends in .gif or .mp4")
+    write_atomically(path, imageio.imwrite("<bytes>", big, extension=path.suffix, **how))

@@ -303,8 +303,8 @@ def calibrate(reflector: Reflector, episodes, dreams) -> tuple[float, float]:
         eta_dream = argmax right_outcomes(dreams)
 
     A real stop says "done" to a person, and one that is false cannot be taken back; in a dream both
-    errors cost the same, and what counts is how the rollout ends. Where every eta
-    stops more falsely, eta is the largest.
+    errors cost the same, and what counts is how the rollout ends. Where every eta stops
+    more falsely, eta is the largest.
     """
     curves, dreamt = (judge_episodes(reflector, some) for some in (episodes, dreams))
     fit = [eta for eta in ETAS if false_stops(curves, episodes, eta) <= FALSE_STOPS] or [ETAS[-1]]

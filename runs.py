@@ -535,7 +535,7 @@ class Run:
         and those of stages that did not finish. (A state that is resumed from brings its own.)"""
         if not processes.is_main():
             return
-        for path in self.folder.rglob(".*.tmp*"):  # as write_atomically and write_film name them
+        for path in self.folder.rglob(".*.tmp"):  # as write_atomically names them
             path.unlink(missing_ok=True)
         lines = self._log.read_bytes().splitlines(keepends=True) if self._log.is_file() else []
         finished = [line for line in lines if _stage_of(line) in self.stages]

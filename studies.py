@@ -83,8 +83,8 @@ def screen(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def screening_groups(env: VecRealEnv) -> list[list[str]]:
-    """The candidates in groups of five; five tasks first, as in the committed
-    table, then alphabetically."""
+    """The candidates in groups of five; five tasks first, as in the committed table, then
+    alphabetically."""
     length: dict[str, list] = {task: [] for task in TASKS}
     for seed in split_seeds("dev", 5):
         for episode in play(env, [Start(task, seed) for task in TASKS], None, "expert"):
@@ -227,9 +227,10 @@ def _record(path: Path) -> dict:
 
 def _command(run: Run) -> str:
     config = run.config
-    base = preset("cpu" if config.env.robot == METAWORLD else "libero")
+    name = "cpu" if config.env.robot == METAWORLD else "libero"
+    base = preset(name)
     words = [f"python cli.py train --demos {config.demos} --seed {config.seed}"]
-    words += ["--preset libero"] if config.env.robot != METAWORLD else []
+    words += [f"--preset {name}"] if name != "cpu" else []
     words += [f"--tasks {','.join(config.tasks)}"] if config.tasks != base.tasks else []
     words += [f"--from {config.demonstrations}"] if config.demonstrations else []
     words += [f"--starts {config.test_starts}"] if config.test_starts != base.test_starts else []

@@ -314,6 +314,12 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
             pipe.close()
 
 
+def stopped_by_the_oracle(state: tuple) -> tuple:
+    """A state of `VecRealEnv.get_states`, to be continued with the oracle's termination."""
+    (task, snapshot, _), *seen = state
+    return ((task, snapshot, True), *seen)
+
+
 class RealWorkers:
     """The real environment of a run, started when it is first needed, with a ledger of what was
     played."""
