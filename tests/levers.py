@@ -27,6 +27,7 @@ VARIANTS = {
     "sametask": "leave-one-out over all rollouts of the task, not of the start",
     "mixed": "only starts from which, of eight rollouts before, some succeeded and some failed",
     "independent": "noise of each step's own in a chunk, not one draw for it",
+    "lora": "LoRA of rank 8 in convolutions, FiLM and trunk at 1e-4; their weights stand still",
 }
 STARTS, SKIPPED = 60, 300  # a task; the first of the rl split, which the gauge plays
 
@@ -43,6 +44,24 @@ def over_the_task(leave_one_out: Callable, tasks: int) -> Callable:
         return result
 
     return advantages
+
+
+def only_adapters(policy) -> None:
+    """LoRA in every convolution and linear layer below the heads; the heads train as ever."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from torch import nn
+
+    below = [
+        name
+        for name, layer in policy.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear) and "head" not in name
+    ]
+    adapters = LoraConfig(
+        r=8, lora_alpha=8, target_modules=below, init_lora_weights="gaussian", bias="none"
+    )
+    inject_adapter_in_model(adapters, policy)
+    for head in (policy.mean_head, policy.scale_head):
+        head.requires_grad_(True)
 
 
 def mixed_starts(world, policy, starts: list, loop) -> list:
@@ -74,6 +93,8 @@ def changed(name: str, stack: ExitStack, world, policy, draw, loop, config):
     if name == "frozen":
         for parameter in policy.backbone.parameters():
             parameter.requires_grad_(False)
+    if name == "lora":
+        only_adapters(policy)
     if name == "sametask":
         other = over_the_task(ppo.leave_one_out, len(config.tasks))
         stack.enter_context(patch.object(ppo, "leave_one_out", other))
