@@ -370,7 +370,7 @@ def _returns(success, reward, length, horizon: int, config: LoopConfig) -> np.nd
     # DEVIATION: the paper's return is the reflector's value whether or not it stops; here 0 where
     #   it does not; because calibrated values below the threshold are noise, a group that is never
     #   stopped differs by nothing else, and Adam makes full steps of it [measured here:
-    #   results/RECIPE.md, LIBERO].
+    #   results/attempts.md, LIBERO].
     return (success * reward * (1 - config.time_penalty * length / horizon)).astype(np.float32)
 
 

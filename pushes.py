@@ -9,7 +9,7 @@ push is made from the same moment in the dream, and both outcomes are regressed 
 
 b is the direction in which reality, or the dream, would move the mean of the policy. Where the
 dream's b is another one, LOOP in the dream leads away from success, and more imagined rollouts only
-make that certain [measured here: results/RECIPE.md].
+make that certain [measured here: results/attempts.md].
 
 Symbols: u (A,) a push in units of the policy's scale, y success (0 or 1), b the change of the
 success rate per unit, A action dimensions. Nothing here trains.

@@ -352,7 +352,7 @@ def stop_at(curve: np.ndarray, eta: float) -> int | None:
 
     # DEVIATION: the paper stops at the first R > eta; here at the second in a row; because what
     #   looks like success for a moment is often a near miss, and success lasts [measured here:
-    #   results/RECIPE.md].
+    #   results/attempts.md].
     """
     above = curve > eta
     twice = np.flatnonzero(above[1:] & above[:-1])

@@ -87,7 +87,7 @@ class RunConfig:
     )
     # The noise is that of LOOP in the real simulator. Noise that is held to the end of a branch is
     # an easier question to a dream, but taught the policy what a noisy hand does [measured here:
-    # results/RECIPE.md].
+    # results/attempts.md].
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(iterations=8))
     real_loop: LoopConfig = field(default_factory=LoopConfig)  # with rl_env = "real"
     probes: int = 20  # real starts a task for each look at dream and reality; 0: never

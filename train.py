@@ -218,7 +218,7 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
 
     # DEVIATION: the paper explores with the SFT policy alone; here with a better one as soon as
     #   there is one; because it reaches what SFT never does, and filtered BC gains by that
-    #   [measured here: results/RECIPE.md].
+    #   [measured here: results/attempts.md].
     """
     config = run.config
     policy = run.policy("sft" if number == 1 else "policy")

@@ -6,7 +6,7 @@ the reflector use the projection too.
 What a policy or a reflector has to know is where things are *from the hand*. Keypoints are
 therefore reported relative to the hand's own place in the picture, which the proprioceptive state
 and the camera give exactly: then neither must learn to find the hand, and a random shift of the
-picture, which moves both, costs no precision [measured here: results/RECIPE.md].
+picture, which moves both, costs no precision [measured here: results/attempts.md].
 
 Symbols: B batch, S state dimensions, C keypoints. Rows and columns: the picture is [-1, 1].
 """

@@ -134,6 +134,31 @@ def test_no_stored_run_has_seen_the_starts_that_are_called_unseen():
     assert max(config["test_starts"] for config in ours) == skipped
 
 
+RECIPE = (ROOT / "results" / "RECIPE.md").read_text()
+ATTEMPTS = (ROOT / "results" / "attempts.md").read_text()
+
+
+def test_sections_that_the_recipe_names_are_there():
+    """Those in the last column of its levers, and those in quotation marks."""
+    titles = re.findall(r"^#+ (.*)", ATTEMPTS, re.M)
+    levers = rows(RECIPE.split("## Levers")[1].split("## Marks")[0])[1:]
+    named = [name for *_, sections in levers for name in sections.split("; ")]
+    named += [" ".join(name.split()) for name in re.findall(r'"([^"]*)"', RECIPE)]
+    for name in named:
+        first = name.removesuffix(" (two sections)")
+        assert [title for title in titles if title.startswith(first)], name
+
+
+def test_marks_of_the_recipe_are_those_of_the_summary():
+    found = json.loads((ROOT / "results" / "summary.json").read_text())
+    for mark, unit, goal, measured, key, reached in rows(RECIPE.split("## Marks")[1])[1:]:
+        limit, way = goal.split(" or ")
+        value = found[key.strip("`")]["value"] * (100 if unit.startswith("%") else 1)
+        assert measured == f"{value:.{len(measured.split('.')[1])}f}", mark
+        right = value >= float(limit) if way == "more" else value <= float(limit)
+        assert reached == ("yes" if right else "no"), mark
+
+
 def test_prose_around_the_results_states_no_figure():
     """Figures stand in the generated table only, where they cannot go stale."""
     before, rest = section("Result").split(BEGIN)
