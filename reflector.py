@@ -359,6 +359,12 @@ def stop_at(curve: np.ndarray, eta: float) -> int | None:
     return int(twice[0]) + 2 if len(twice) else None
 
 
+def stops_at(curves: list[np.ndarray], eta: float | list[float]) -> list[int | None]:
+    """`stop_at` of every curve. eta: one for all, or one for each."""
+    etas = np.broadcast_to(eta, len(curves)).tolist()
+    return [stop_at(curve, own) for curve, own in zip(curves, etas, strict=True)]
+
+
 def right_verdicts(curves: list[np.ndarray], episodes, eta: float) -> float:
     """Share of episodes that the reflector stops at a successful frame,
     or lets run on where there is no success to stop at."""
@@ -372,26 +378,24 @@ def right_verdicts(curves: list[np.ndarray], episodes, eta: float) -> float:
 def right_outcomes(curves: list[np.ndarray], episodes, eta: float) -> float:
     """Share of episodes that the reflector stops, whenever it does, where they succeed at some
     time, or lets run on where they never do."""
-    stopped = [stop_at(curve, eta) is not None for curve in curves]
+    stopped = [end is not None for end in stops_at(curves, eta)]
     same = [stop == e.succeeded for stop, e in zip(stopped, episodes, strict=True)]
     return sum(same) / max(1, len(same))
 
 
-def false_stops(curves: list[np.ndarray], episodes, eta: float) -> float:
+def false_stops(curves: list[np.ndarray], episodes, eta: float | list[float]) -> float:
     """Share of episodes that the reflector would stop at a frame that is not a success."""
     wrong = 0
-    for curve, episode in zip(curves, episodes, strict=True):
-        end = stop_at(curve, eta)
+    for end, episode in zip(stops_at(curves, eta), episodes, strict=True):
         wrong += end is not None and not episode.success[end]
     return wrong / max(1, len(episodes))
 
 
-def recall(curves: list[np.ndarray], episodes, eta: float) -> float | None:
+def recall(curves: list[np.ndarray], episodes, eta: float | list[float]) -> float | None:
     """Among episodes that succeed the share that the reflector stops at a successful frame;
     None where none succeeds."""
     caught = []
-    for curve, episode in zip(curves, episodes, strict=True):
+    for end, episode in zip(stops_at(curves, eta), episodes, strict=True):
         if episode.succeeded:
-            end = stop_at(curve, eta)
             caught.append(end is not None and bool(episode.success[end]))
     return float(np.mean(caught)) if caught else None

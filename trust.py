@@ -40,6 +40,7 @@ import numpy as np
 from branches import branch_truth
 from camera import Camera
 from charts import BLUE, GREY, ORANGE, following_chart, learning_chart
+from checkpoints import same_parts
 from demos import Episode, play, write_atomically, write_film
 from dreams import dream_along
 from evaluate import (
@@ -58,7 +59,7 @@ from films import grid, worst_film
 from gauge import play_both
 from policy import Policy
 from pushes import push_report
-from reflector import false_stops, judge_episodes, recall, right_verdicts, stop_at
+from reflector import false_stops, judge_episodes, recall, right_verdicts, stops_at
 from report import gauge_report, warnings_of, warnings_words, what_is_missing, whole_loop
 from runs import BadRun, Run
 from tasks import Start
@@ -102,35 +103,36 @@ def sweep(
 
 
 def false_stops_by_decision(
-    curves: list[np.ndarray], episodes: list[Episode], eta: float
+    curves: list[np.ndarray], episodes: list[Episode], eta: float | list[float]
 ) -> list[float]:
     """Share of episodes stopped at a frame that is not a success, up to decision t = 1 .. the
     longest T. It never falls, and ends at reflector.false_stops: says *when* the stop goes wrong.
     """
     stopped = np.zeros(max(len(curve) for curve in curves))
-    for curve, episode in zip(curves, episodes, strict=True):
-        end = stop_at(curve, eta)
+    for end, episode in zip(stops_at(curves, eta), episodes, strict=True):
         if end is not None and not episode.success[end]:
             stopped[end - 1] += 1
     return (stopped.cumsum() / len(episodes)).tolist()
 
 
-def reflector_report(reflector, episodes: list[Episode], eta: float) -> dict:
+def reflector_report(reflector, episodes: list[Episode], eta: Callable[[str], float]) -> dict:
     """One side of the reflector's card: `reliability` over the frames of the episodes (real ones,
-    or dreams that kept the real labels), what eta does, and what others would."""
+    or dreams that kept the real labels), what eta(instruction) does, and what others would: one for
+    all tasks. "etas": {task: eta}."""
     if not episodes:
         raise ValueError(
             "trust: got no held-out episodes; expected some exploration; run train again"
         )
     curves = judge_episodes(reflector, episodes)
     labels = np.concatenate([episode.success[1:] for episode in episodes])
-    wrong = round(false_stops(curves, episodes, eta) * len(episodes))
+    etas = [eta(episode.instruction) for episode in episodes]
+    wrong = round(false_stops(curves, episodes, etas) * len(episodes))
     return reliability(np.concatenate(curves), labels) | {
-        "threshold": eta,
+        "etas": {e.task: own for e, own in zip(episodes, etas, strict=True)},
         "episodes": len(episodes),
-        "recall": recall(curves, episodes, eta),
+        "recall": recall(curves, episodes, etas),
         "false_stops": wilson_share(wrong, len(episodes)),
-        "false_stops_by_decision": false_stops_by_decision(curves, episodes, eta),
+        "false_stops_by_decision": false_stops_by_decision(curves, episodes, etas),
         "sweep": sweep(curves, episodes),
     }
 
@@ -309,14 +311,16 @@ def reflector_chart(card: dict, path: Path) -> None:
             label = f"{key.replace('_', ' ')}, {name}"
             style = {"color": colour, "markersize": 4, "markerfacecolor": fill}
             swept.plot(etas, values, line + marker, **style, label=label)
-        swept.axvline(side["threshold"], color=colour, linestyle=":", label=f"its eta, {name}")
+        for i, eta in enumerate(sorted(set(side["etas"].values()))):  # of its tasks
+            label = "" if i else f"its eta, {name}"
+            swept.axvline(eta, color=colour, linestyle=":", label=label)
         shares = side["false_stops_by_decision"]
         decisions = np.arange(1, len(shares) + 1)
         style = {"color": colour, "marker": marker, "markersize": 4}
         over_time.step(decisions, shares, where="post", **style, label=f"{name} frames")
     diagram.set(title="Reliability", xlabel="mean reward R", ylabel="true success rate")
     swept.set(title="Threshold sweep", xlabel="threshold eta", ylabel="share of episodes")
-    over_time.set(title="False stops at the run's two etas", xlabel="decision")
+    over_time.set(title="False stops at the run's own etas", xlabel="decision")
     over_time.set(ylabel="share of episodes so far")
     over_time.xaxis.get_major_locator().set_params(integer=True)
     for axes in (diagram, swept, over_time):
@@ -349,7 +353,8 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
     """Measure all eight on a run and write FILES into RUN/trust; `say` gets a line for each.
 
     split: "dev", or "test" for reported figures only. Plays the policies "sft" and, where they are,
-    "dream_bc" and "policy"; branches are those of the one that LOOP begins with. Returns the
+    "dream_bc" and "policy" (if these are the same, only the second); worst.gif is of the last,
+    branches are those of the one that LOOP begins with. Returns the
     content of trust.json: "run", "split", "starts_per_task", "seed", "agreement": {policy:
     `agreement`}, "reflector": {"real", "generated": `reflector_report`}, "counterfactual":
     `action_following`, "branches": `branches.branch_truth`, "pushes": `pushes.push_report`, what
@@ -366,6 +371,9 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
     names = ("sft", "dream_bc", "policy")
     policies = {n: run.policy(n) for n in names if n == "sft" or run.checkpoint(n).is_file()}
     begins = policies.get("dream_bc", policies["sft"])
+    # LOOP may have kept what it began with: the same policy is not played twice.
+    if len(policies) == 3 and same_parts(*map(run.checkpoint, names[1:])):
+        del policies["dream_bc"]
     exploration, camera = _explored(run)
     _, kept = held_out(exploration)
     slots = min(config.slots, len(starts))
@@ -446,18 +454,16 @@ def _tell_stored(run: Run, known: dict, folder: Path, tell) -> None:
 
 
 def _agreements(world: WorldEnv, env, policies, starts, seed, folder, tell) -> dict[str, dict]:
-    reports, disagreements = {}, []
+    reports = {}
     for name, policy in policies.items():
         parts = world.simulator, world.reflector, policy, env
         real, dreams = play_both(*parts, starts, world.config, seed)
         world.imagined_frames += sum(map(len, dreams))  # play_both has a world of its own
         imagined, true = (np.array([e.succeeded for e in side]) for side in (dreams, real))
         reports[name] = agreement(imagined, true, [start.task for start in starts])
-        pairs = zip(real, dreams, strict=True)
-        disagreements += [(r, d) for r, d in pairs if r.succeeded != d.succeeded]
         tell(agreement_words(name, reports[name]))
     agreement_chart(reports, folder / "agreement.png")
-    film = worst_film(world.reflector, disagreements)
+    film = worst_film(world.reflector, list(zip(real, dreams, strict=True)))
     if film is not None:
         write_film(folder / "worst.gif", film, scale=2)
     return reports
@@ -466,8 +472,8 @@ def _agreements(world: WorldEnv, env, policies, starts, seed, folder, tell) -> d
 def _card(world: WorldEnv, kept: list[Episode], folder: Path, tell) -> dict:
     judge, dreams = world.reflector, dream_along(world, kept)
     card = {
-        "real": reflector_report(judge, kept, float(judge.threshold)),
-        "generated": reflector_report(judge, dreams, float(judge.dream_threshold)),
+        "real": reflector_report(judge, kept, lambda instruction: float(judge.threshold)),
+        "generated": reflector_report(judge, dreams, judge.dream_eta),  # where LOOP's dreams stop
     }
     tell(_reflector_words(card))
     reflector_chart(card, folder / "reflector.png")

@@ -25,6 +25,7 @@ import torch
 import processes
 from instructions import INSTRUCTIONS
 from kinematics import motion_at_rest, motion_dim, next_motion
+from reflector import reflector_frames, stop_at
 from simulator import memory_indices
 from tasks import EnvConfig, Start, spaces
 from vlm import tokenize, without_padding
@@ -141,8 +142,11 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             for block in np.array_split(on, -(-len(on) // BLOCK)):
                 self._imagine(block, torch.from_numpy(actions[block]).clamp(-1, 1))
                 judged[block] = self._judge(block)
-            eta = self._etas[on]
-            terminations[on] = (judged[on] > eta) & (self._judged[on] > eta)
+            latest = np.stack([self._judged[on], judged[on]], axis=1)  # (n, 2) R before and now
+            terminations[on] = [
+                stop_at(pair, eta) is not None
+                for pair, eta in zip(latest, self._etas[on], strict=True)
+            ]
             self._judged[on] = judged[on]
             truncations[on] = ~terminations[on] & (self._time[on] >= self.config.horizon)
             ended = terminations | truncations
@@ -175,9 +179,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
     def _judge(self, on: np.ndarray) -> np.ndarray:
         """R for the slots `on`, (n,) float32: the reflector reads
         the first, the previous and the current frame, and the current state."""
-        time = self._time[on]
         frames = np.stack(
-            [self._history[on, 0], self._history[on, time - 1], self._history[on, time]], axis=1
+            [reflector_frames(self._history[slot], int(self._time[slot])) for slot in on]
         )
         state = torch.from_numpy(self._states[on])
         landmarks = None if self._landmarks is None else self._landmarks[on]

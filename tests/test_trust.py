@@ -6,6 +6,7 @@ x <- x / 2 + sum of dx (so that the order of actions matters), and a frame is 10
 
 import json
 import math
+import shutil
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -387,6 +388,21 @@ def test_sweep_by_hand():
     assert trust.sweep(CURVES[3:], EPISODES[3:], (0.5,))[0]["recall"] is None
 
 
+def test_the_card_judges_each_task_by_its_own_eta():
+    """Of two dreams with the same R, .4 at failures, the one of the stricter task is not stopped.
+    In the sweep one eta is that of all."""
+    judge = Always(0.4)
+    dreams = [episode([0, 0, 0], [0, 0, 0], task) for task in TASKS[:2]]
+    dreams[1].instruction = "push the puck"
+    etas = {dreams[0].instruction: 0.3, dreams[1].instruction: 0.5}
+    card = trust.reflector_report(judge, dreams, etas.get)
+    assert card["false_stops"]["share"] == 1 / 2
+    assert card["false_stops_by_decision"] == [0, 1 / 2]
+    assert card["etas"] == {TASKS[0]: 0.3, TASKS[1]: 0.5}
+    assert {row["false_stops"] for row in card["sweep"] if row["eta"] < 0.4} == {1}
+    assert {row["false_stops"] for row in card["sweep"] if row["eta"] > 0.4} == {0}
+
+
 def test_false_stops_by_decision_by_hand():
     """eta 0.15: episode 3 at decision 2, the second above it. eta 0.5: none twice at a failure."""
     assert trust.false_stops_by_decision(CURVES, EPISODES, 0.15) == [0, 0.25, 0.25]
@@ -485,7 +501,7 @@ def scripted_run(folder, judge) -> SimpleNamespace:
         ),
         stages={"rl": {"probes": PROBES, "kept": 10, "history": HISTORY}},
         ledger=lambda: {"demonstrations": 15, "gauge_episodes": 9, "imagined_frames": 1234},
-        checkpoint=lambda name: folder / "config.json",  # all but "sft" are there if this file is
+        checkpoint=lambda name: folder / f"{name}.safetensors",
         policy=lambda name: Push({"sft": 0.1, "dream_bc": 0.1, "policy": 0.4}[name]),
         reflector=lambda: judge,
         simulator=lambda camera: Deaf(),
@@ -501,8 +517,9 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
         return realities[-1]
 
     monkeypatch.setattr(trust, "VecRealEnv", open_reality)
-    (tmp_path / "config.json").write_text("{}")
     run, lines = scripted_run(tmp_path, Bright()), []
+    for name in ("dream_bc", "policy"):  # each with weights of its own
+        save_part(run.checkpoint(name), torch.nn.Linear(2, 2), {})
     result = trust.trust(run, 2, lines.append)
     assert sorted(path.name for path in (tmp_path / "trust").iterdir()) == sorted(trust.FILES)
     saved = json.loads((tmp_path / "trust" / "trust.json").read_text())
@@ -534,8 +551,13 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
         f"trust itself played 78 real episodes and dreamt {own['imagined_frames']:,} frames"
     )
 
-    # Again with SFT alone, which agrees: the film of disagreements must not stay behind.
-    (tmp_path / "config.json").unlink()
+    # LOOP kept what it began with: that is played once.
+    shutil.copy(run.checkpoint("policy"), run.checkpoint("dream_bc"))
+    assert list(trust.trust(run, 1, lines.append)["agreement"]) == ["sft", "policy"]
+    assert (tmp_path / "trust" / "worst.gif").exists()
+
+    # With SFT alone, which agrees: the film of disagreements must not stay behind.
+    run.checkpoint("policy").unlink(), run.checkpoint("dream_bc").unlink()
     assert list(trust.trust(run, 2, lines.append)["agreement"]) == ["sft"]
     assert not (tmp_path / "trust" / "worst.gif").exists()
 
