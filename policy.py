@@ -262,7 +262,7 @@ class Policy(nn.Module):
 
 def to_float(image: torch.Tensor) -> torch.Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-0.5, 0.5]."""
-    return image.permute(0, 3, 1, 2).float() / 255 - 0.5
+    return image.permute(0, 3, 1, 2).float().div_(255).sub_(0.5)
 
 
 def random_shift(

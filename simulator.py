@@ -253,7 +253,9 @@ class Simulator(nn.Module):
         For every pixel the network paints a change p and chooses, by a softmax w of the logits z,
         between painting it and copying it from one of the sources:
 
-            w = softmax(SHARPNESS * z),    x_0 = w_paint * p + sum_m w_m * c * (source_m - o_t)
+            w = softmax(SHARPNESS * z),    x_0 = w_paint * p + sum_m k * w_m * (source_m - o_t)
+
+        with k = change_scale.
 
         A choice that is not sharp mixes a thing's old and new place, and the thing fades.
 
@@ -272,10 +274,9 @@ class Simulator(nn.Module):
         painted, choice = output.unflatten(1, (-1, cells)).split([c, 1 + SOURCES], dim=1)
         weight = (SHARPNESS * choice).softmax(dim=1)  # (B, 1+M+2, FF, h, w)
         copies = sources.unflatten(2, (c, cells))  # (B, M+2, c, FF, h, w)
-        x_0 = weight[:, :1] * painted
+        x_0, scaled = weight[:, :1] * painted, self.config.change_scale * weight
         for m in range(1, SOURCES):  # source 0 is o_t itself: no change
-            change = copies[:, m] - copies[:, 0]
-            x_0 = x_0 + weight[:, 1 + m, None] * (self.config.change_scale * change)
+            x_0 = x_0 + scaled[:, 1 + m, None] * (copies[:, m] - copies[:, 0])
         return x_0.flatten(1, 2)
 
     def reference_tokens(self, first: torch.Tensor) -> torch.Tensor:
@@ -295,12 +296,13 @@ class Simulator(nn.Module):
         """Denoising loss on {"memory" (B,M,H,W,3) uint8, "next" (B,H,W,3) uint8,
         "state", "next_state", "action", "owner" (B,) int64, the number of the row's episode}.
 
-        x_0 = c * (o_{t+1} - o_t),   x_tau = sqrt(abar_tau) x_0 + sqrt(1 - abar_tau) eps
+        x_0 = k * (o_{t+1} - o_t),   x_tau = sqrt(abar_tau) x_0 + sqrt(1 - abar_tau) eps
         loss = mean( w * (x_0 - f(x_tau, tau, conditions))^2 ),
                w = 1 + moving_weight + contact_weight * exp(-d^2 / (2 NEAR^2))
                    where |o_{t+1} - o_t| > 5 %, d the distance to the hand at t+1; elsewhere 1
 
-        In latents o stands for E(o) in x_0, and w for its mean over the pixels of a cell.
+        with k = change_scale. In latents o stands for E(o) in x_0, and w for its mean over the
+        pixels of a cell.
         """
         memory, following = _to_float(batch["memory"]), _to_float(batch["next"])
         change = following - memory[:, 0]
@@ -343,13 +345,13 @@ class Simulator(nn.Module):
     def next_frame(
         self, memory, state, next_state, action, look=None, generator=None
     ) -> torch.Tensor:
-        """Imagine o_{t+1}.
+        """Imagine o_{t+1} = o_t + x_0 / k, with k = change_scale.
 
         memory: (B, M, H, W, 3) uint8, newest first (see `memory_indices`);
         state, next_state: (B, S); action: (B, K, A); all on any device; look: from `first_look`,
         if it is known already.
         Returns (B, H, W, 3) uint8. Sampling starts from the mean of the noise, so that one step is
-        deterministic; with more steps DDIM (eta = 1) draws fresh noise in between.
+        deterministic; with more steps DDIM, all of whose variance is fresh noise, draws in between.
         """
         device = device_of(self)
         frames, memory = memory, _to_float(memory.to(device))
@@ -362,9 +364,10 @@ class Simulator(nn.Module):
         self.scheduler.set_timesteps(self.config.sampling_steps)
         for time in self.scheduler.timesteps:
             with bf16_autocast(device):
-                predicted = self._denoise(x, time, *conditions, tokens)
-            x = self.scheduler.step(predicted, time, x, eta=1.0, generator=generator).prev_sample
-        change = F.pixel_shuffle(x, self.config.fold) / self.config.change_scale
+                x_0 = self._denoise(x, time, *conditions, tokens)
+            if time > self.scheduler.timesteps[-1]:  # the last step's x is x_0 itself
+                x = self.scheduler.step(x_0, time, x, eta=1.0, generator=generator).prev_sample
+        change = F.pixel_shuffle(x_0, self.config.fold) / self.config.change_scale
         frame = (self.frames.decode(now + change) + 0.5).clamp(0, 1)
         frame = (frame * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
         self.frames.keep(frame, now + change)

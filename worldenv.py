@@ -158,9 +158,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
     def _imagine(self, on: np.ndarray, action: torch.Tensor) -> None:
         """s_{t+1} by kinematics, o_{t+1} by the simulator, for the slots `on`."""
-        remembered = np.stack(
-            [self._history[slot, memory_indices(int(self._time[slot]))] for slot in on]
-        )
+        times = [memory_indices(int(time)) for time in self._time[on]]
+        remembered = self._history[on[:, None], times]  # (n, M, H, W, 3)
         state, motion = torch.from_numpy(self._states[on]), torch.from_numpy(self._motions[on])
         next_state = self.simulator.next_state(state, motion, action)
         frame = self.simulator.next_frame(
