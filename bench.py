@@ -233,30 +233,30 @@ def real(parts: Parts, env: VecRealEnv) -> Work:
 # ----------------------------------------------------------------------------------------- training
 
 
-def training(parts: Parts) -> dict[str, Work]:
-    """Steps of each part's training on batches of the episodes, and of LOOP's optimizer. All train
-    copies: what imagines stays as it was. (The simulator's own rollouts, a renewal of which comes
-    every fifty steps, are imagined frames and not in its steps.)"""
-    config, episodes = parts.config, parts.episodes
-    simulator = copy.deepcopy(parts.simulator)
-    fits = {
-        "policy": (copy.deepcopy(parts.policy), imitation_batches, config.sft),
-        "kinematics": (simulator.kinematics, episode_batches, config.kinematics_fit),
-        "simulator": (simulator, transition_batches, config.simulator_fit),
-        "reflector": (copy.deepcopy(parts.reflector), frame_batches, config.reflector_fit),
-    }
-    works = {}
-    for name, (part, batches, settings) in fits.items():
-        sample = batches(episodes, settings.batch, 0)
+TRAINED = ("policy", "kinematics", "simulator", "reflector", "loop update")
 
-        threads = one_thread if name == "kinematics" else nullcontext  # as in `train`
 
-        def do(steps: int, part=part, sample=sample, settings=settings, threads=threads) -> float:
-            with threads():
-                return fit(part, sample, replace(settings, steps=steps))["seconds"]
+def training(parts: Parts, item: str) -> Work:
+    """Steps of a part's training on batches of the episodes, or of LOOP's optimizer. It trains a
+    copy: what imagines stays as it was. (The simulator's own rollouts, a renewal of which comes
+    every fifty steps, are imagined frames and not in its steps.) item: one of TRAINED."""
+    if item == "loop update":
+        return loop_update(parts)
+    config = parts.config
+    part, batches, settings = {
+        "policy": (parts.policy, imitation_batches, config.sft),
+        "kinematics": (parts.simulator.kinematics, episode_batches, config.kinematics_fit),
+        "simulator": (parts.simulator, transition_batches, config.simulator_fit),
+        "reflector": (parts.reflector, frame_batches, config.reflector_fit),
+    }[item]
+    part, sample = copy.deepcopy(part), batches(parts.episodes, settings.batch, 0)
+    threads = one_thread if item == "kinematics" else nullcontext  # as in `train`
 
-        works[name] = Work(do)
-    return {**works, "loop update": loop_update(parts)}
+    def do(steps: int) -> float:
+        with threads():
+            return fit(part, sample, replace(settings, steps=steps))["seconds"]
+
+    return Work(do)
 
 
 def loop_update(parts: Parts) -> Work:
@@ -480,7 +480,7 @@ def peak_of(item: str, config: RunConfig, folder: Path | None, episodes, camera)
         world = parts.world(int(item.split()[1]))
         imagined(parts, world, config.simulator.sampling_steps).do(2)
     elif item != "parts":
-        training(parts)[item].do(2)
+        training(parts, item).do(2)
     return peak_kib(psutil.Process()) / 2**20
 
 
@@ -529,7 +529,8 @@ def measure(config: RunConfig, run: Run | None, plan: Plan, say: Callable[[str],
     say("growth")
     result["growth"] = growth(parts, plan)
     say("training")
-    steps = alternate(training(parts), plan.repeats, plan.seconds)
+    trained = {item: training(parts, item) for item in TRAINED}
+    steps = alternate(trained, plan.repeats, plan.seconds)
     result["training_steps_per_second"] = {name: spread(each) for name, each in steps.items()}
     say("memory, a new process for each item")
     folder = None if run is None else run.folder

@@ -50,6 +50,7 @@ from options import (
     in_range,
     one_of,
     task_names,
+    usual_preset,
 )
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def config_command(preset: Preset = "cpu") -> None:
 def train_command(
     demos: Annotated[int | None, typer.Option(help="Expert demonstrations per task.")] = None,
     demonstrations: Demonstrations = "",
-    preset: Preset = "cpu",
+    preset: Preset = "",
     tasks: Tasks = "",
     suite: Suite = "",
     seed: Annotated[int, typer.Option(help="0 to 99; each owns its own start states.")] = 0,
@@ -135,9 +136,7 @@ def train_command(
     ] = "dream",
     device: Device = "cpu",
     iterations: Annotated[int | None, typer.Option(help="Of reinforcement learning.")] = None,
-    rounds: Annotated[
-        int | None, typer.Option(help="Explore, simulator, reflector and rl that many times.")
-    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="How often explore to rl are run.")] = None,
     starts: Annotated[int | None, typer.Option(help="Test starts per task.")] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="LOOP as in the paper: no branching, no time penalty.")
@@ -155,7 +154,8 @@ def train_command(
     """Train: demos, sft, explore, filtered_bc, simulator, reflector, dream_bc, calibrate,
     rl, evaluate.
 
-    Options that are left out come from the preset. Run again to resume; Ctrl-C ends a run safely.
+    Options that are left out come from the preset: cpu, or libero for LIBERO's tasks.
+    Run again to resume; Ctrl-C ends a run safely.
     """
     import render
     import report
@@ -165,6 +165,7 @@ def train_command(
     from runs import Run
 
     check_device(device)
+    preset = preset or usual_preset(suite, tasks)
     config = build_config(
         preset, tasks, demos, seed, env, iterations, rounds, starts, plain, stop_rule, pretrained,
         suite, simulator_models, device, demonstrations,

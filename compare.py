@@ -44,7 +44,7 @@ import torch
 import train as stages
 from charts import BLUE, GREY, ORANGE, png
 from checkpoints import save_part
-from demos import write_atomically
+from demos import parse_json, write_atomically
 from evaluate import (
     TERMINATIONS,
     cpu_seconds,
@@ -201,7 +201,7 @@ def _more_sft(base: Run, say, progress) -> dict:
     """Imitation of the demonstrations goes on from SFT, as long and as fast as filtered BC."""
     path = base.folder.parent / "more_sft.json"
     if path.exists():
-        return json.loads(path.read_text())
+        return _read(path)
     say(f"{base.folder.parent.name}, more_sft")
     config, used = base.config, cpu_seconds()
     demonstrations, _, _ = stages.sources(base)
@@ -220,7 +220,7 @@ def _filtered_bc_equal_budget(base: Run, say, progress) -> dict:
     folder = base.folder.parent / "filtered_bc_equal_budget"
     path = folder.with_suffix(".json")
     if path.exists():
-        return json.loads(path.read_text())
+        return _read(path)
     settings = variant(base.config, folder.name, base)
     _share(base, folder, settings, ("demos", "sft"))
     run = _run(folder, settings, say, progress, until="filtered_bc")
@@ -238,6 +238,18 @@ def _judged(base: Run, policy: Policy, ledger: dict, path: Path, say) -> dict:
     _write_json(path, entry)
     say(f"  real success {results['oracle']['mean']:.3f}")
     return entry
+
+
+def _read(path: Path) -> dict:
+    """An entry that is finished."""
+    try:
+        entry = parse_json(path.read_text())
+        return {"results": entry["results"], "ledger": entry["ledger"]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not readable ({error}); expected a finished method; delete it, and the same "
+            "command makes it again"
+        ) from error
 
 
 def _write_json(path: Path, content) -> None:

@@ -474,7 +474,8 @@ def _read_episode(path: Path, about: Description) -> Episode:
         )
         if header.get("sha256", "") not in ("", _checksum(header, arrays)):
             raise ValueError("its checksum is another")
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, LookupError, ValueError, OSError, TypeError, AttributeError) as error:
+        # The last two: numbers of a kind that numpy does not know, as bfloat16.
         raise BadEpisodes(
             f"{path}: damaged or truncated ({error}); delete it or collect it anew"
         ) from error

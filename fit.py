@@ -12,9 +12,10 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ def fit(
     The loss is a mean over the rows of a batch, or over the entries of its mask "played" (B, T).
     keeper: writes a state now and then, and where it has found one training goes on there. (A part
     whose weights are sharded over processes begins anew.)
-    Raises FloatingPointError as soon as a loss is not finite.
+    Raises FloatingPointError as soon as a loss or a gradient is not finite.
     """
     parameters = [p for p in part.parameters() if p.requires_grad]
     # fused: many small tensors in one call, a third of the time on a processor [measured here].
@@ -83,13 +84,7 @@ def fit(
         (weight * loss).backward()
         metrics = {name: weight * x for name, x in {"loss": loss.item(), **metrics}.items()}
         metrics = processes.add_up(parameters, metrics)
-        if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"{type(part).__name__}: loss is {metrics['loss']} at step {step}; expected a "
-                "number; run the same command again to resume from the last state; if that "
-                "diverges too, a new --out with another --seed or a lower learning_rate in runs.py"
-            )
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        clip_gradients(parameters, metrics["loss"], f"{type(part).__name__}, step {step}")
         optimizer.step()
         if average is not None:
             _average(average, part, min(config.ema, (step + 1) / (step + 10)))
@@ -104,6 +99,19 @@ def fit(
     part.eval()
     result = {name: sum(m[name] for m in tail) / len(tail) for name in tail[0]}
     return result | {"seconds": time.time() - started}
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], loss: float, where: str) -> None:
+    """Scale the gradients to a norm of 1 at the most. Raises FloatingPointError where the loss or a
+    gradient is no number: a step with it would spoil every weight, and the states after it."""
+    norm: Any = nn.utils.clip_grad_norm_(parameters, 1.0)
+    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of all shards
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(
+            f"{where}: the loss is {loss}, its gradient {norm}; expected numbers; run the same "
+            "command again to resume from the last state; if that diverges too, a new --out with "
+            "another --seed or a lower learning_rate in runs.py"
+        )
 
 
 def _size(batch: dict[str, torch.Tensor]) -> float:
@@ -121,7 +129,8 @@ def bf16_autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     able = torch.cpu.get_capabilities()
     fast = {
         "cpu": bool(able.get("avx512_bf16") or able.get("amx_bf16")),
-        "cuda": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "cuda": torch.cuda.is_available()
+        and torch.cuda.is_bf16_supported(including_emulation=False),
     }
     return torch.autocast(
         device.type, torch.bfloat16, enabled=wanted and fast.get(device.type, False)

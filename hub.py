@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ import torch
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 OVERHEAD = 1.2  # times the weights: adapters, their gradients, activations [estimate]
-# What the libraries raise for a checkpoint that they cannot use.
+# What a model raises that is given what it was not made for. (Reading a checkpoint raises more: a
+# tokenizer's or a configuration's error is a plain Exception.)
 LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError)
 
 
@@ -53,9 +55,9 @@ def _download(checkpoint: str, files: list[str]) -> Path:
     repository, inside = _parts(checkpoint)
     wanted = ["/".join([*inside, file]) for file in files]
     deeper = ["/".join([*inside, "*/*"])]
-    try:  # a path that is no id is a ValueError, no access an OSError
+    try:
         folder = snapshot_download(repository, allow_patterns=wanted, ignore_patterns=deeper)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what its HTTP library raises is a plain Exception
         raise BadCheckpoint(
             f"{checkpoint}: no such folder, and no access to it on the hub "
             f"({type(error).__name__}); expected a folder in the hub's format or the id of a model "
@@ -83,7 +85,7 @@ def check_room(what: str, needed: int, device: str = "cpu", say: bool = True) ->
             f"{told}; expected that the {free / 2**30:.3g} available suffice; close other programs "
             "or choose a smaller model"
         )
-    if say:
+    if say and os.environ.get("RANK", "0") == "0":  # of several processes the first
         print(f"{told}, {free / 2**30:.3g} are available", file=sys.stderr)
 
 
@@ -125,7 +127,7 @@ def _stored_bytes(checkpoint: str, folder: Path, name: str) -> int:
     try:
         url = hf_hub_url(repository, "/".join([*inside, f"{name}.safetensors"]))
         return get_hf_file_metadata(url).size or 0
-    except (OSError, ValueError):
+    except Exception:  # as in `_download`
         return 0
 
 

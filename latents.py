@@ -232,7 +232,9 @@ def load(kind, folder: Path, weights: bool = True) -> Any:
                 ignore_mismatched_sizes=True, **more,
             )  # fmt: skip
         complain_of(info)
-    except LIBRARY_ERRORS as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise BadCheckpoint(
             f"{folder}: cannot be used ({first_line(error)}); expected the weights of its "
             "own config.json; download it again, or choose another"

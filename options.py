@@ -74,6 +74,15 @@ def chosen_tasks(suite: str, tasks: str) -> tuple[str, ...]:
     return names or check_tasks(SUITES[suite])
 
 
+def usual_preset(suite: str, tasks: str) -> str:
+    """The one that trains what is chosen, where none is named: for LIBERO's tasks the reduced one,
+    which a processor finishes."""
+    from libero_tasks import LIBERO_INSTRUCTIONS
+
+    names = chosen_tasks(suite, tasks)
+    return "libero" if any(name in LIBERO_INSTRUCTIONS for name in names) else "cpu"
+
+
 def check_playable(tasks: tuple[str, ...]) -> None:
     """Raise RuntimeError where tasks are LIBERO's and it is not installed."""
     from libero_env import check_installed

@@ -34,10 +34,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 import processes
-from fit import device_of
+from fit import clip_gradients, device_of
 from policy import BLOCK, Policy, laplace_log_prob, to_float, to_tensors
 from resume import Keeper, set_training_state, training_state
 from tasks import Start
@@ -482,11 +481,13 @@ def update(
         "mean_policy_success": rollouts.mean_success,
     }
     infos: list[dict] = []
+    passes = 0
     trained = [p for p in policy.parameters() if p.requires_grad]
     # Without any signal no step is made:
     # Adam's momentum of earlier iterations must not move weights.
-    for epoch in range(config.epochs if len(rows) else 0):
+    for _ in range(config.epochs if len(rows) else 0):
         order = rows[torch.randperm(len(rows), generator=generator)]
+        passed: list[dict] = []  # of the minibatches of this pass
         for mb in order.split(config.minibatch):
             own = processes.share(mb)
             weight = len(own) / len(mb)
@@ -496,20 +497,12 @@ def update(
             # As many blocks in every process: a sharded model needs all of them for each.
             blocks = own.tensor_split(math.ceil(len(mb) / processes.world() / BLOCK))
             info = backward(policy, rollouts, advantage, blocks, weight, config)
-            infos.append(processes.add_up(trained, info))
-            if not math.isfinite(infos[-1]["loss"]):  # a step with it would spoil every weight
-                raise FloatingPointError(
-                    f"LOOP: the loss is {infos[-1]['loss']}; expected a number; run the same "
-                    "command again to resume from the last state; if that diverges too, a new "
-                    "--out with another --seed or a lower learning_rate in runs.py"
-                )
-            nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            passed.append(processes.add_up(trained, info))
+            clip_gradients(trained, passed[-1]["loss"], "LOOP")
             optimizer.step()
-        if (
-            infos
-            and np.mean([i["kl"] for i in infos[-max(1, len(infos) // (epoch + 1)) :]])
-            > config.max_kl
-        ):
+        infos += passed
+        passes += 1
+        if np.mean([info["kl"] for info in passed]) > config.max_kl:
             break
     if infos:
         metrics["first_ratio"] = infos[0]["ratio"]
@@ -517,7 +510,7 @@ def update(
             name: float(np.mean([i[name] for i in infos]))
             for name in ("clip_fraction", "kl", "scale")
         }
-        metrics["epochs"] = epoch + 1
+        metrics["epochs"] = passes
     return metrics
 
 

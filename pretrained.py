@@ -213,7 +213,9 @@ def load(folder: Path, bf16: bool, weights: bool = True):
         complain_of(info)
         if not hasattr(model.base_model, "get_image_features"):
             raise ValueError(f"{type(model).__name__} has no get_image_features")
-    except LIBRARY_ERRORS as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise BadCheckpoint(
             f"{folder}: cannot be used ({first_line(error)}); expected an image-text "
             "model with its own config.json; download it again, or choose another"

@@ -180,8 +180,11 @@ def to_episode(
             f"{MOST_PICTURES} bytes of them in an episode; choose a smaller --size, or leave it out"
         )
     words = {"source": "expert" if labels[at].any() else "exploration"} | words
+    image = np.empty((len(at), how.size, how.size, 3), np.uint8)
+    for place, frame in enumerate(frames(at)):
+        image[place] = fitted(frame, how)
     return Episode(
-        image=np.stack([fitted(image, how) for image in frames(at)]),
+        image=image,
         state=state[at].astype(np.float32),
         action=chunks.astype(np.float32),
         success=labels[at],
@@ -282,7 +285,8 @@ def hdf5_episode(demo, where: str, words: dict, how: Recording, left: int):
         )
     state = np.concatenate([s.reshape(len(s), -1) for s in states], axis=1)
     flags = success_flags(columns)
-    frames = lambda at: list(pictures[at])  # noqa: E731 (reads only the frames that are kept)
+    # `at` is every K-th frame and the last one. (Asked for by a list, HDF5 is slow.)
+    frames = lambda at: [*pictures[: at[-1] : how.chunk], pictures[at[-1]]]  # noqa: E731
     return to_episode(where, frames, state, action, flags, how, **words), pictures.shape[:3]
 
 

@@ -203,16 +203,25 @@ def training_state(
 def set_training_state(
     state: dict, part: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
 ) -> None:
-    """Put back what `training_state` gave."""
+    """Put back what `training_state` gave. ValueError where it was of other code: a part that has
+    changed since the run was interrupted."""
     parameters = dict(part.named_parameters())
-    part.load_state_dict(with_prefix(state, "part."))
-    for name, tensor in with_prefix(state, "adam.").items():
-        name, _, kind = name.rpartition(".")
-        parameter = parameters[name]
-        optimizer.state[parameter][kind] = tensor.to(parameter.device)
-    if average is not None:
-        for name, parameter in _trained(average).items():
-            parameter.copy_(state[f"average.{name}"])
+    try:
+        part.load_state_dict(with_prefix(state, "part."))
+        for name, tensor in with_prefix(state, "adam.").items():
+            name, _, kind = name.rpartition(".")
+            parameter = parameters[name]
+            optimizer.state[parameter][kind] = tensor.to(parameter.device)
+        if average is not None:
+            for name, parameter in _trained(average).items():
+                parameter.copy_(state[f"average.{name}"])
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"the state to resume from is not of this {type(part).__name__} "
+            f"({str(error).strip().splitlines()[0]}); expected one of the same version of "
+            "World-Env; go back to that version, or delete the run's folder resume to begin the "
+            "stage anew"
+        ) from error
 
 
 def _trained(part: nn.Module) -> dict[str, nn.Parameter]:
@@ -240,6 +249,9 @@ def only_training(folder: Path) -> Iterator[None]:
     with open(folder / "config.json", "r+") as file:  # closed, it is free again
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Of two that begin a folder at once the later one has put its own file there.
+            if os.fstat(file.fileno()).st_ino != os.stat(file.name).st_ino:
+                raise BlockingIOError("another config.json")
         except BlockingIOError as error:
             raise ValueError(
                 f"{folder}: another training is at work there; expected one at a time; wait for "

@@ -193,6 +193,8 @@ def check_device(name: str) -> None:
     import torch
 
     try:
+        if name == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: its own GPU
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(

@@ -17,7 +17,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-LARGEST = 2**30  # bytes, of all files together: a few kB of .xz can be a disk full of zeros
+LARGEST = 2**28  # bytes, of all files together: a few kB of .xz can be a disk full of zeros
 USAGE = "usage: python unpack.py ARCHIVE FOLDER"
 
 

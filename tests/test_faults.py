@@ -28,6 +28,7 @@ import ppo
 import runs
 import terminal
 import vecenv
+from fit import FitConfig, fit
 from policy import Policy, PolicyConfig
 from tasks import EnvConfig, Start
 
@@ -240,7 +241,7 @@ def test_workers_end_with_their_main_process(run):
 
 def test_loss_that_is_no_number(run):
     child = Faulty("nan", run, "filtered_bc")
-    assert_one_line(child.end(), "Policy: loss is nan at step 2", "to resume", "a new --out")
+    assert_one_line(child.end(), "Policy, step 2: the loss is nan", "to resume", "a new --out")
     assert_kept(run, "demos", "sft", "explore")
     assert not (run / "checkpoints" / "filtered_bc.safetensors").exists()
     assert_resumes(run, "filtered_bc")
@@ -254,9 +255,26 @@ def test_loss_of_loop_that_is_no_number():
     )
     config = ppo.LoopConfig(iterations=1, groups=4, rollouts=4, branch=2, noise=4.0)
     draw = lambda iteration, groups: [Start("reach", g) for g in range(groups)]  # noqa: E731
-    with pytest.raises(FloatingPointError, match="LOOP: the loss is nan; expected.*resume"):
+    with pytest.raises(FloatingPointError, match="LOOP: the loss is nan, .*; expected.*resume"):
         ppo.loop(Walk(16, horizon=6), policy, draw, config, 3)
     assert all(torch.isfinite(p).all() for p in policy.parameters())
+
+
+def test_gradient_that_is_no_number_under_a_loss_that_is_one():
+    """The slope of the root is infinite at 0, and 0 times that is no number."""
+
+    class Root(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, batch):
+            return (0 * self.weight).sqrt().sum(), {}
+
+    part = Root()
+    with pytest.raises(FloatingPointError, match=r"Root, step 0: the loss is 0\.0, its gradient nan"):
+        fit(part, lambda step: {"x": torch.zeros(1)}, FitConfig(steps=2))
+    assert (part.weight == 0).all()
 
 
 @linux_only

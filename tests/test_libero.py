@@ -271,9 +271,12 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch
     assert tree(tmp_path) == {}
 
 
-@pytest.mark.parametrize("preset, told", [("cpu", True), ("libero", False), ("debug", False)])
+@pytest.mark.parametrize(
+    "preset, told", [("cpu", True), ("libero", False), ("debug", False), ("", False)]
+)
 def test_thousands_of_real_episodes_are_told_of_first(tmp_path, monkeypatch, preset, told):
-    """5 demonstrations, 200 explored and 3 policies from 50 starts, for each of ten tasks."""
+    """5 demonstrations, 200 explored and 3 policies from 50 starts, for each of ten tasks. Without
+    a preset it is the reduced one."""
     monkeypatch.setattr(cli, "check_playable", lambda names: None)
     monkeypatch.setattr(train, "train", lambda *_: None)
     monkeypatch.setattr(report, "write_report", lambda run: tmp_path / "report.md")
@@ -282,6 +285,9 @@ def test_thousands_of_real_episodes_are_told_of_first(tmp_path, monkeypatch, pre
     assert result.exit_code == 0, result.output
     line = "3550 real episodes of LIBERO ahead, or more; --preset libero is the reduced setting"
     assert result.output.splitlines()[:-1] == ([line] if told else [])
+    if not preset:
+        libero = with_tasks(runs.preset("libero"), SUITES["libero_object"])
+        assert runs.Run.open(tmp_path / "run").config == libero
 
 
 # ---------------------------------------------------------- any robot in every part, without LIBERO

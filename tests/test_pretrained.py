@@ -603,6 +603,22 @@ def test_an_architecture_that_reads_no_pictures_is_refused(damaged, kind):
     assert f"unknown architecture {kind!r}" in complaint(large(damaged))
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_settings_of_another_kind_are_told_in_a_line(damaged, name):
+    """A tokenizer that was cut short; a text where a number belongs. Both libraries raise a plain
+    Exception."""
+    text = (damaged / name).read_text()
+    if name == "tokenizer.json":
+        text = text[: len(text) // 2]
+    else:
+        settings = json.loads(text)
+        settings["text_config"]["hidden_size"] = "sixteen"
+        text = json.dumps(settings)
+    (damaged / name).write_text(text)
+    with pytest.raises(BadCheckpoint, match=r"cannot be used.*expected an image-text"):
+        PretrainedVLM(large(damaged))
+
+
 def test_weights_of_another_architecture_are_refused(checkpoints, damaged):
     """Those of LLaVA, said to be PaliGemma's."""
     (damaged / "config.json").write_bytes((checkpoints["paligemma"] / "config.json").read_bytes())
@@ -695,6 +711,21 @@ def test_no_access_to_the_hub(monkeypatch):
     text = complaint(large("nobody/a-model-that-is-not-there"))
     assert "no access to it on the hub" in text and "network" in text
     assert "no such folder" in complaint(large("/no/such/folder"))
+
+
+def test_a_network_that_fails_is_no_access(monkeypatch):
+    """What the hub's HTTP library raises is neither an OSError nor a ValueError."""
+    import huggingface_hub
+
+    class ProxyError(Exception):
+        pass
+
+    def refused(*_, **__):
+        raise ProxyError("407 Proxy Authentication Required")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    text = complaint(large("nobody/a-model-that-is-not-there"))
+    assert "no access to it on the hub (ProxyError)" in text and "network" in text
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(checkpoints, monkeypatch, capsys):

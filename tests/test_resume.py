@@ -30,7 +30,7 @@ from kinematics import Kinematics, episode_batches
 from policy import imitation_batches
 from ppo import LoopConfig, loop
 from reflector import Reflector, ReflectorConfig, frame_batches
-from resume import Keeper, finishing_steps, only_training
+from resume import Keeper, finishing_steps, only_training, set_training_state, training_state
 from runs import Run, preset
 from simulator import Simulator, SimulatorConfig, transition_batches
 from tasks import EnvConfig, Start
@@ -403,3 +403,12 @@ def test_ctrl_c_and_killed_at_random(tmp_path):
     assert "Traceback" not in errors
     killed_run(folder, np.random.default_rng(0), 15.0, 4)
     assert outcome(folder) == outcome(tmp_path / "peace")
+
+
+def test_a_state_of_other_code_is_refused_in_a_line():
+    """A part that has another weight than the one whose state was written."""
+    written, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 4)
+    state = training_state(written, torch.optim.AdamW(written.parameters()))
+    with pytest.raises(ValueError, match="not of this Linear .*; expected .*; go back") as raised:
+        set_training_state(state, other, torch.optim.AdamW(other.parameters()))
+    assert "\n" not in str(raised.value)
