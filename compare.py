@@ -260,31 +260,44 @@ def _write_json(path: Path, content) -> None:
 
 
 def table(records: list[dict]) -> list[dict]:
-    """A row per method: success under each termination and its difference to filtered BC of the
-    same seed, each as {"mean", "low", "high", "n"} over seeds (Student's 95 % interval, None with
-    one seed; None in all where nothing was measured), and means of what training has cost:
-    "real_episodes" beyond the demonstrations, "imagined_frames" and "cpu_hours"."""
-    filtered = {r["seed"]: r["results"] for r in records if r["method"] == "filtered_bc"}
+    """A row per method: success under each termination, its difference to filtered BC of the same
+    seed, and that of "dream" to it ("dream_minus"), each as {"mean", "low", "high", "n"} over seeds
+    (Student's 95 % interval, None with one seed; None in all where nothing was measured), and means
+    of what training has cost: "demonstrations", "real_episodes" beyond them, "real_steps" of both,
+    "imagined_frames" and "cpu_hours"."""
+    filtered, dream = (
+        {r["seed"]: r["results"]["oracle"]["mean"] for r in records if r["method"] == method}
+        for method in ("filtered_bc", "dream")
+    )
     rows = []
     for method in dict.fromkeys(r["method"] for r in records):
         mine = [r for r in records if r["method"] == method]
         ledgers = [r["ledger"] for r in mine]
         row: dict = {
             "method": method,
+            "demonstrations": float(np.mean([x.get("demonstrations", 0) for x in ledgers])),
             "real_episodes": float(np.mean([real_episodes(x) for x in ledgers])),
+            "real_steps": float(np.mean([_real_steps(x) for x in ledgers])),
             "imagined_frames": float(np.mean([x.get("imagined_frames", 0) for x in ledgers])),
             "cpu_hours": float(np.mean([x.get("cpu_seconds", 0) / 3600 for x in ledgers])),
         }
         for termination in TERMINATIONS:
             results = [r["results"] for r in mine if termination in r["results"]]
             row[termination] = _interval([result[termination]["mean"] for result in results])
-        differences = [
-            r["results"]["oracle"]["mean"] - filtered[r["seed"]]["oracle"]["mean"]
-            for r in mine
-            if r["seed"] in filtered and method != "filtered_bc"
-        ]
-        rows.append(row | {"against_filtered_bc": _interval(differences)})
+        own = {r["seed"]: r["results"]["oracle"]["mean"] for r in mine}
+        row["against_filtered_bc"] = _paired(own, filtered) if method != "filtered_bc" else None
+        row["dream_minus"] = _paired(dream, own) if method != "dream" else None
+        rows.append(row)
     return rows
+
+
+def _real_steps(ledger: dict) -> int:
+    return sum(count for name, count in ledger.items() if name.endswith("_steps"))
+
+
+def _paired(ours: dict[int, float], theirs: dict[int, float]) -> dict | None:
+    """Differences of seeds that both have."""
+    return _interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
 
 def _interval(values: list[float]) -> dict | None:
@@ -308,15 +321,16 @@ def markdown(rows: list[dict]) -> str:
         return f"{text} ({low} to {high}, n = {entry['n']})"
 
     lines = [
-        "| method | real episodes beyond the demonstrations | imagined frames | processor hours "
-        "| stop: oracle | stop: reflector | no stop | minus filtered BC, oracle |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | demonstrations | further real episodes | real steps | imagined frames "
+        "| processor hours | stop: oracle | stop: reflector | no stop | minus filtered BC, oracle "
+        "| dream minus it, oracle |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [cell(row[termination]) for termination in TERMINATIONS]
-        cells += [cell(row["against_filtered_bc"], "+")]
-        cost = [f"{row['real_episodes']:.0f}", f"{row['imagined_frames']:,.0f}"]
-        cost += [f"{row['cpu_hours']:.1f}"]
+        cells += [cell(row["against_filtered_bc"], "+"), cell(row["dream_minus"], "+")]
+        counts = ("demonstrations", "real_episodes", "real_steps", "imagined_frames")
+        cost = [f"{row[name]:,.0f}" for name in counts] + [f"{row['cpu_hours']:.1f}"]
         lines.append(f"| {' | '.join([row['method'], *cost, *cells])} |")
     return "\n".join(lines) + "\n"
 

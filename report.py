@@ -201,7 +201,7 @@ def _ledger(run: Run) -> list[str]:
     if not spent:
         return []
     rows = [[name.replace("_", " "), f"{count:,}"] for name, count in spent.items()]
-    note = "Real interaction is everything except imagined frames; a step is one environment step."
+    note = "Real interaction is every count of episodes and steps; a step is one environment step."
     return ["## Ledger", "", *table(["what", "count"], rows), "", note]
 
 

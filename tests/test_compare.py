@@ -196,10 +196,10 @@ def record(method: str, seed: int, oracle: float, reflector: float | None = None
 
 
 RECORDS = [
-    record("sft", 0, 0.5, 0.3, cpu_seconds=3600),
+    record("sft", 0, 0.5, 0.3, cpu_seconds=3600, demonstrations=4, demonstration_steps=90),
     record("sft", 1, 0.6, 0.3, cpu_seconds=7200, imagined_frames=3000),
     record("sft", 2, 0.7, 0.3, cpu_seconds=7200, imagined_frames=6000),
-    record("real_equal_budget", 0, 0.9, rl_episodes=90),
+    record("real_equal_budget", 0, 0.9, rl_episodes=90, demonstration_steps=90, rl_steps=910),
     record("real_equal_budget", 1, 0.7, rl_episodes=180, evaluation_episodes=500),
     record("filtered_bc", 2, 0.3, 0.2, exploration_episodes=80),
     record("filtered_bc", 1, 0.5, 0.2, exploration_episodes=80),
@@ -227,6 +227,19 @@ def test_table_by_hand():
     assert rows["filtered_bc"]["against_filtered_bc"] is None
     costs = [row["real_episodes"] for row in rows.values()]
     assert costs == pytest.approx([0, 135, 242 / 3])
+    assert [row["real_steps"] for row in rows.values()] == pytest.approx([30, 500, 0])
+    assert sft["demonstrations"] == pytest.approx(4 / 3)
+    assert all(row["dream_minus"] is None for row in rows.values())
+
+
+def test_the_method_is_paired_with_each_other_one():
+    """By seed: .8-.5 and .9-.6; of seed 2 there is no dream."""
+    dreams = [record("dream", 0, 0.8), record("dream", 1, 0.9)]
+    rows = {row["method"]: row for row in compare.table(RECORDS + dreams)}
+    assert rows["sft"]["dream_minus"] == pytest.approx({"mean": 0.3, "low": 0.3, "high": 0.3, "n": 2})
+    assert rows["real_equal_budget"]["dream_minus"]["mean"] == pytest.approx((-0.1 + 0.2) / 2)
+    assert rows["dream"]["dream_minus"] is None
+    assert rows["dream"]["against_filtered_bc"]["mean"] == pytest.approx(0.4)
 
 
 def test_one_seed_has_no_interval():
@@ -244,15 +257,15 @@ def test_markdown():
     lines = compare.markdown(compare.table(RECORDS)).splitlines()
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
     assert lines[2] == (
-        "| sft | 0 | 3,000 | 1.7 | 60.0 (35.2 to 84.8, n = 3) "
+        "| sft | 1 | 0 | 30 | 3,000 | 1.7 | 60.0 (35.2 to 84.8, n = 3) "
         "| 30.0 (30.0 to 30.0, n = 3) | 30.0 (17.6 to 42.4, n = 3) "
-        "| +20.0 (-23.0 to +63.0, n = 3) |"
+        "| +20.0 (-23.0 to +63.0, n = 3) | - |"
     )
-    assert lines[3].startswith("| real_equal_budget | 135 | 0 | 0.0 | 80.0 (")
+    assert lines[3].startswith("| real_equal_budget | 0 | 135 | 500 | 0 | 0.0 | 80.0 (")
     assert " | - | " in lines[3]
-    assert lines[4].endswith("| - |")
+    assert lines[4].endswith("| - | - |")
     one = compare.markdown(compare.table([record("sft", 0, 0.5)]))
-    assert "| sft | 0 | 0 | 0.0 | 50.0 (n = 1) | - | 25.0 (n = 1) | - |" in one
+    assert "| sft | 0 | 0 | 0 | 0 | 0.0 | 50.0 (n = 1) | - | 25.0 (n = 1) | - | - |" in one
 
 
 @pytest.mark.parametrize("records", [RECORDS, RECORDS[:1], RECORDS[3:4]])
