@@ -408,7 +408,16 @@ INSTRUMENTS = {
     "agreement": lambda r: _agreement(r, "agreement"),
     "hallucinated_success": lambda r: _agreement(r, "hallucinated"),
     "missed_success": lambda r: _agreement(r, "missed"),
+    "agreement_of_yes": lambda r: _always_yes(r),
+    "kappa": lambda r: (r["stages"]["evaluate"].get("agreement") or {}).get("kappa"),
 }
+
+
+def _always_yes(record: dict) -> float | None:
+    """On what share of these starts a dream that always says "success" would agree: those that
+    succeed in reality."""
+    found = record["stages"]["evaluate"].get("agreement")
+    return (found["table"]["both"] + found["table"]["missed"]) / found["n"] if found else None
 
 
 def _played(record: dict) -> dict:
@@ -481,12 +490,14 @@ def results_block(summary: dict) -> str:
         ("reflector, calibration error (ECE) on real frames", "ece_real", 1, 3),
         ("... on dreamt frames", "ece_generated", 1, 3),
         ("reflector, held-out noisy episodes with a false stop, %", "false_stops", 100, 1),
-        ("... dreams of the same episodes, %", "false_stops_generated", 100, 1),
+        ("... dreams of them, with one eta for all tasks, %", "false_stops_generated", 100, 1),
         ("... the policy's own test episodes, %", "false_stops_test", 100, 1),
         ("reflector, successes stopped in time, %", "recall_at_success", 100, 1),
         ("dream and reality agree on a start's outcome, % of starts", "agreement", 100, 1),
         ("... success hallucinated, % of starts", "hallucinated_success", 100, 1),
         ("... success missed, % of starts", "missed_success", 100, 1),
+        ('... a dream that always says "success" would agree, %', "agreement_of_yes", 100, 1),
+        ("... Cohen's kappa: 0 as often as by chance, 1 always", "kappa", 1, 2),
         ("`train --demos 5` on two cores, minutes", "train_minutes", 1, 1),
         ("... peak memory, GiB", "train_peak_gib", 1, 1),
     ):
@@ -552,5 +563,5 @@ def _put(summary: dict, key: str, records: list[dict], value: Callable[[dict], f
         "n": len(records),
         "command": "; ".join(sorted({r["command"] for r in records})),
         "commit": ", ".join(sorted({r["commit"] for r in records})),
-        "hardware": records[0]["stages"]["evaluate"]["hardware"],
+        "hardware": "; ".join(sorted({r["stages"]["evaluate"]["hardware"] for r in records})),
     }
