@@ -1,5 +1,7 @@
 """The exploitation gauge: while the policy learns in the dream, does what it promises come true?
 
+Paper's section: none; it stands where "RL post-training" has a fixed number of steps.
+
 A dream is learned, so a policy that is trained in it can learn to please it: imagined success rises
 and real success does not. Every few iterations, and after the last, the mean policy is therefore
 played from the same few real starts, in the dream and in reality, and LOOP ends when the two part:
@@ -185,7 +187,8 @@ def shares(probe: dict) -> dict[str, float]:
 
 
 def parted(best: dict, now: dict) -> bool:
-    """Whether `now` promises at least as much as `best`, the best probe so far, and keeps less.
+    """Whether `now` promises at least as much as `best`, the probe with the most real success so
+    far, and keeps less.
 
     d_i = real_now_i - real_best_i over the n starts;  parted when imagined success did not fall and
 
@@ -210,9 +213,13 @@ def shown(first: dict, now: dict) -> bool:
 
 
 def tasks_to_dream(probes: list[dict], tasks: list[str]) -> tuple[str, ...]:
-    """The tasks that LOOP goes on to dream of: at no look so far was more than HALLUCINATED of a
-    task's starts a success in the dream only, or its real success lower than at the first look.
-    tasks: of every start, in the order of the probes' lists."""
+    """The tasks that LOOP goes on to dream of. tasks: of every start, in the order of the probes'
+    lists. Over the looks i so far and a task's starts, a task is left out for good where
+
+        max_i mean(imagined_i and not real_i) > HALLUCINATED  or  min_i mean(real_i) < mean(real_0)
+
+    with no allowance for chance: one start that is lost is enough.
+    """
     left = []
     for task in dict.fromkeys(tasks):
         at = np.array([name == task for name in tasks])
@@ -233,9 +240,9 @@ def _paired_gain(before: dict, now: dict) -> tuple[float, float]:
 
 
 def kept(probes: list[dict]) -> int:
-    """Index of the probe whose policy is kept, among those up to the first that has parted from the
-    best before it: the most real success of all that have shown a gain over the first (the latest
-    of equals), or the first, where none has."""
+    """Index of the probe whose policy is kept. Of the probes before the first that has parted
+    (`ended`) it is the one with the most real success among those that have `shown` a gain over the
+    first (the latest of equals); where none has, it is the first."""
     best = 0
     for i, now in enumerate(probes[: ended(probes)]):
         if shown(probes[0], now) and np.mean(now["real"]) >= np.mean(probes[best]["real"]):

@@ -178,9 +178,11 @@ class Policy(nn.Module):
         self.state_mean.copy_(torch.from_numpy(states.mean(0)))
         self.state_std.copy_(torch.from_numpy(states.std(0)).clamp(min=0.02))
 
-    def distribution(self, image, state, tokens, moved: torch.Tensor | float = 0.0):
+    def distribution(
+        self, image, state, tokens, moved: torch.Tensor | float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, C, H, W) float in [-0.5, 0.5], (B, S), (B, L)
-        -> mean in (-1.2, 1.2) and log-scale, each (B, K, A).
+        -> mean in (-1.2, 1.2) and log-scale, each (B, K, A): mu = 1.2 tanh(head(h)).
 
         The log-scale is clamped to the configured range. moved: by how much the image was shifted,
         see `random_shift`."""
@@ -203,7 +205,8 @@ class Policy(nn.Module):
         return mean, log_scale
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        """Imitation on {"image" (B,H,W,3) uint8, "state" (B,S), "tokens" (B,L), "action" (B,K,A)}.
+        """Imitation on {"image" (B,H,W,3) uint8, "state" (B,S) float32, "tokens" (B,L) int64,
+        "action" (B,K,A) float32 in [-1, 1]}.
 
         The mean head is trained by L1 regression,
         the scale head by the Laplace likelihood around the *detached* mean:
@@ -221,7 +224,7 @@ class Policy(nn.Module):
         l1 = (batch["action"] - mean).abs().mean()
         error = (batch["action"] - mean.detach()).abs()
         likelihood = (error * torch.exp(-log_scale) + log_scale).mean()
-        loss = l1 + 0.1 * likelihood  # 0.1: the scale head shares the trunk and must not steer it
+        loss = l1 + 0.1 * likelihood  # 0.1: in the trunk that both share L1 must dominate
         return loss, {"l1": l1.item(), "scale": log_scale.exp().mean().item()}
 
     @torch.no_grad()

@@ -7,12 +7,14 @@ Paper's section: "RL post-training". What is kept and what is not:
                 and the leave-one-out baseline
     2. kept     no critic, no whitening of advantages, clip eps = 0.1
     3. kept     the ratio from the log-probabilities of the Laplace policy, r = 1 at the first step
-    4. departs  *branching*: see `branch_rollouts`; with `branch=0` it is the paper's setting
-                (`plain_rollouts`)
+    4. departs  *branching*: see `branch_rollouts`; with `branch=0` rollouts are the paper's
+                (`plain_rollouts`), and `train --plain` sets all that 5 and 7 add back as well
     5. departs  the return may carry a small time penalty, so that a group in which all succeed
                 still has spread; and it is 0 where nothing stopped the episode
     6. departs  every weight of the small policy is trained with one rate (no LoRA: there is no
                 large backbone); a pretrained one has LoRA and two rates, as in the paper
+    7. departs  the policy's scale is multiplied by `noise`; an iteration learns from `decisions`
+                rows at the most, and ends early at `max_kl`
 
 Leave-one-out on three numbers: returns (1, 0, 0.5) have baselines (0.25, 0.75, 0.5), the means of
 the other two, and so advantages (0.75, -0.75, 0). They sum to zero: a group can only redistribute
@@ -44,7 +46,12 @@ from tasks import Start
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The RL settings; the defaults are the recipe that paid (results/RECIPE.md)."""
+    """The RL settings; the defaults are the recipe that paid (results/RECIPE.md).
+
+    # DEVIATION: the paper explores at the policy's own scale, learns from every decision and makes
+    #   all passes; here `noise`, `time_penalty`, `decisions` and `max_kl`; because a small policy
+    #   is sure of itself: at its own scale few groups have spread, and Adam's steps are wide.
+    """
 
     iterations: int = 10
     groups: int = 32  # G, groups per iteration
@@ -59,8 +66,8 @@ class LoopConfig:
     clip: float = 0.1  # eps [paper]
     epochs: int = 4  # passes over an iteration's decisions
     minibatch: int = 1024  # decisions
-    # At most so many noisy decisions of an iteration are learned from, drawn at random: those of a
-    # branch that holds its noise share a return and nearly a direction [paper: all]
+    # At most so many noisy decisions of an iteration are learned from, drawn at random [paper:
+    # all]. The default's 32 x 8 x 3 = 768 are fewer.
     decisions: int = 1024
     learning_rate: float = 4e-5  # at 1e-4 Adam's first steps already clip 60 % of the ratios
     # of LoRA on a pretrained backbone [paper]; the heads then have `learning_rate` [paper: 1e-5]
@@ -137,7 +144,8 @@ def clipped_loss(
         info = {
             "ratio": ratio.mean().item(),
             "clip_fraction": ((ratio - 1).abs() > clip).float().mean().item(),
-            "kl": (ratio - 1 - log_ratio).mean().item(),  # the estimator that is never negative
+            # KL = mean(r - 1 - log r), the estimator that is never negative
+            "kl": (ratio - 1 - log_ratio).mean().item(),
         }
     return loss, info
 
@@ -178,7 +186,8 @@ class Explorer:
         image, state, tokens = to_tensors(observation, running, device_of(self.policy))
         mean, log_scale = self.policy.in_blocks(image, state, tokens)
         log_scale = log_scale + math.log(self.noise)
-        # a ~ Laplace(mu, s): a = mu + s * sign(u) * -log(1 - |u|), u uniform in (-1, 1).
+        # a ~ Laplace(mu, b), b = noise * exp(beta):
+        #     a = mu + b * sign(u) * -log(1 - |u|), u uniform in (-1, 1)
         draw = (-u.sign() * torch.log1p(-u.abs().clamp(max=1 - 1e-6))).to(mean.device)
         sample = mean + log_scale.exp() * draw
         log_prob = chunk_log_prob(sample, mean, log_scale, self.shared)
@@ -202,7 +211,7 @@ class Explorer:
 
         Drawn on the processor: the same noise for a seed whatever the device. Drawn for the slots
         of all processes, of which each takes its own: the same noise for any number of them. (So
-        all must come here equally often; where the noise is held, once.)"""
+        every process has to call this equally often; once, if the noise is held.)"""
         own = processes.slots_of(processes.rank(), len(running), self.together)[running]
         if self.held:
             if self._first is None:
@@ -221,25 +230,19 @@ class Explorer:
         columns = list(zip(*self.rows, strict=True))
         image, state, member, decision = (np.concatenate(columns[i]) for i in (0, 1, 5, 6))
         tokens, sample, log_prob = (torch.cat(columns[i]) for i in (2, 3, 4))
-        return Rollouts(
-            image,
-            state,
-            tokens,
-            sample,
-            log_prob,
-            member,
-            decision,
-            returns,
-            success,
-            mean_success,
-            decisions,
-        )
+        drawn = (image, state, tokens, sample, log_prob, member, decision)
+        return Rollouts(*drawn, returns, success, mean_success, decisions)
 
 
 class LateExplorer(Explorer):
-    """The mean policy up to a decision that is drawn for each slot, then noise that is held: the
-    exploration episodes look like the branches that LOOP will ask the dream about. For one batch of
-    episodes; the decision is uniform over 1 to horizon / 2."""
+    """For one batch of exploration episodes: the mean policy up to a decision drawn for each slot
+    (uniform over the first half of the horizon), from there one push, the same in every chunk to
+    the end. (LOOP's own branches draw anew in each of their few noisy decisions.)
+
+    # DEVIATION: the paper explores with the policy's Laplace noise in every decision; here with one
+    #   held draw, late and 1.5 times as wide; because jolts cancel out, and a push that is held
+    #   moves things by centimetres: there simulator and reflector see what success depends on.
+    """
 
     def __init__(self, policy: Policy, noise: float, horizon: int, generator: torch.Generator):
         super().__init__(policy, noise, shared=True, generator=generator, held=True)
@@ -328,6 +331,7 @@ def branch_rollouts(
     trunk_success, _, trunk_length = _to_the_end(env, observation, remember_and_act, groups)
     everywhere = groups * processes.world()
     fraction = processes.share(torch.rand(everywhere, generator=generator).numpy())
+    # t0 = floor(u T), u uniform in [0, 1), T the decisions of the mean policy
     t0 = np.minimum((fraction * trunk_length).astype(np.int64), trunk_length - 1)
 
     explorer = Explorer(policy, config.noise, True, generator, config.held, together=n)
@@ -365,6 +369,7 @@ def play_branches(
 
 
 def _returns(success, reward, length, horizon: int, config: LoopConfig) -> np.ndarray:
+    """(n,) float32 from success (n,) bool, reward (n,) in [0, 1] and T (n,), decisions so far."""
     # R_n = R at the stop * (1 - time_penalty * T / horizon), and 0 where nothing stopped it.
     # DEVIATION: the paper's return is the reflector's value whether or not it stops; here 0 where
     #   it does not; because calibrated values below the threshold are noise, a group that is never
@@ -426,6 +431,7 @@ def minibatch_loss(
         torch.from_numpy(rollouts.state[at]).to(device),
         rollouts.tokens[mb].to(device),
     )
+    # p_new(a) = Laplace(a; mu_new, noise * exp(beta_new))
     drawn, wide = rollouts.sample[mb].to(device), log_scale + math.log(config.noise)
     new = chunk_log_prob(drawn, mean, wide, shared=config.branch > 0)
     old, advantage = rollouts.log_prob[mb].to(device), advantage[mb].to(device)
@@ -462,11 +468,13 @@ def update(
     config: LoopConfig,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """One iteration's passes over the noisy decisions. Returns metrics; `first_ratio` must be 1."""
+    """One iteration's passes over the noisy decisions. Returns metrics, which
+    `report.RL_METRICS` explains; `first_ratio` must be 1."""
     advantage = leave_one_out(torch.from_numpy(rollouts.returns)).flatten()[
         torch.from_numpy(rollouts.member)
     ]
-    # Decisions of groups without spread have advantage 0: they carry no gradient and are left out.
+    # Rows of advantage 0 carry no gradient and are left out of the mean: all of a group without
+    # spread, and any rollout that returns what the others do on average.
     rows = torch.nonzero(advantage.abs() > 1e-6).flatten()
     if len(rows) > config.decisions:
         rows = rows[torch.randperm(len(rows), generator=generator)[: config.decisions]]

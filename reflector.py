@@ -296,15 +296,19 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
 
 def calibrate(reflector: Reflector, episodes, dreams) -> tuple[float, float]:
     """Set both thresholds from held-out episodes and dreams of them (which keep the real labels),
-    each to one of ETAS; of several equals the middle one, which lies farthest from where it would
-    be wrong. Returns (on real frames, in dreams):
+    each to one of ETAS. Of equally good ones the middle is taken: it is farthest from both ends,
+    where verdicts get worse. Returns (on real frames, in dreams):
 
         eta       = argmax right_verdicts(episodes)  where  false_stops(episodes) <= FALSE_STOPS
         eta_dream = argmax right_outcomes(dreams)
 
     A real stop says "done" to a person, and one that is false cannot be taken back; in a dream both
     errors cost the same, and what counts is how the rollout ends. Where every eta stops
-    more falsely, eta is the largest.
+    more falsely than FALSE_STOPS, the largest is taken.
+
+    # DEVIATION: the paper has eta = 0.5 and takes R as it is; here R is scaled on held-out frames,
+    #   eta is chosen on them, and in dreams for each task (`eta_of_each_task`); because a small
+    #   reflector, trained on balanced batches, is sure too early [measured here].
     """
     curves, dreamt = (judge_episodes(reflector, some) for some in (episodes, dreams))
     fit = [eta for eta in ETAS if false_stops(curves, episodes, eta) <= FALSE_STOPS] or [ETAS[-1]]

@@ -23,6 +23,9 @@ checkpoint, and the tokens can be those of frozen encoders.
 #   trains a U-Net of diffusers from scratch on folded pixels; because no checkpoint fits on a
 #   laptop's CPU, and folding is lossless. A pretrained U-Net is one for pictures: EVAC has no
 #   checkpoint in the format of diffusers.
+# DEVIATION: the paper samples a frame in many denoising steps; here in one by default, from the
+#   noise's mean, and nine of ten training rows are that case; because a processor has time for one.
+#   It is nearly a regression: the dream shows the mean of what may follow.
 # DEVIATION: the paper's reference features are VGGT and CLIP; the small preset learns a small
 #   encoder for them, behind the same argument (`reference_tokens`).
 """
@@ -64,8 +67,8 @@ class SimulatorConfig:
     sampling_steps: int = 1  # denoising steps per frame, 1 to 50
     change_scale: float = 4.0  # multiplies the change between frames: its spread is then near 1
     moving_weight: float = 5.0  # extra weight of pixels that change by more than 5 % of the range
-    # And that of those of them that are near the hand: what it touches is few pixels, and the arm
-    # above would take all of the loss.
+    # Further weight of such a pixel, the more the nearer it is to the hand: what the hand touches
+    # is few pixels, and the arm would otherwise take most of the loss.
     contact_weight: float = 20.0
     noisiest: float = 0.9  # share of training rows at the noisiest time, where one step samples
     robot: Robot = field(default_factory=Robot)
@@ -308,8 +311,9 @@ class Simulator(nn.Module):
         change = following - memory[:, 0]
         start, end = self.frames.encode(memory[:, 0]), self.frames.encode(following)
         target = F.pixel_unshuffle(self.config.change_scale * (end - start), self.config.fold)
-        # Most of the batch at the noisiest time, where one-step sampling lives; the rest anywhere.
-        # There x_tau is nothing but noise, and its mean, 0, says as much: no noise to see through.
+        # `noisiest` of the rows train what one-step sampling asks: tau = 999, where abar = 0, so
+        # that x_tau is nothing but noise. It is replaced by its mean: the input is 0. The other
+        # rows have a random tau and real noise.
         # All is drawn for the rows of all processes; each takes its own.
         rows = len(target) * processes.world()
         time = torch.randint(0, 1000, (rows,), device=target.device)

@@ -1,13 +1,14 @@
 """The stages of the method, in order; each reads what the earlier ones left in the run folder.
+Paper's section: "The loop"; each part names its own.
 
     1 demos      five expert demonstrations per task
     2 sft        imitation (L1 mean, Laplace scale head)
     3 explore    the SFT policy, with noise, collects successes and failures, and then a policy that
                  has imitated those successes: real episodes, counted in the ledger
-    4 filtered_bc
-                 imitation goes on with those of them that succeeded
+    4 filtered_bc  imitation goes on with those of them that succeeded
     5 simulator  the world simulator learns from all episodes but those held out
-    6 reflector  the instant reflector learns from them too, and from dreams of them
+    6 reflector  the instant reflector learns from three quarters of them and dreams of these, and
+                 from the demonstrations; the last quarter calibrates it
     7 dream_bc   the policy learns to act in dreams of these episodes as it does in reality
     8 calibrate  dreams get an eta for each task, by a few real episodes
     9 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
@@ -17,15 +18,14 @@ With `--rounds 2` or more, 3 to 9 come again before 10: the post-trained policy 
 number of new episodes, and imitation, simulator, reflector and LOOP go on with all of them.
 
 # DEVIATION: the paper's RL begins at the SFT policy; here at filtered BC that has imitated itself
-#   on dreams too (below), with the same real episodes; because they are paid for, and what LOOP
-#   adds is then what the dream is worth.
+#   on dreams too (below), with the same real episodes; because these are paid for in any
+#   case, and LOOP's own gain then shows what the dream is worth.
 # DEVIATION: the paper's policy has seen no dreamt frame before RL; here it has learned to do on
 #   dreams of its real episodes what it does on them; because a small policy from scratch acts
 #   otherwise on the errors of a small simulator, and the dream is then about another policy.
 
-A stage that is finished is skipped, and one that was killed goes on from its last state (resume.py)
-if it fits or is LOOP; where it plays real episodes or dreams along them it does so again. The run
-ends with the same numbers either way.
+A finished stage is skipped. A killed one goes on from its last state (resume.py) if it fitted a
+network or ran LOOP; episodes and dreams along them it plays again. The numbers stay the same.
 
 Several processes (processes.py) go through all stages side by side and hold the same everywhere;
 what fits and plays is divided inside, and the main process writes.

@@ -88,8 +88,7 @@ def sweep(
     curves: R (T,) of every episode after its first frame (reflector.judge_episodes).
     recall: share of the succeeding episodes that are stopped at a successful frame (None without
     any); false_stops: share of all that are stopped at another frame; right: share of all whose
-    verdict is right (reflector.right_verdicts), which chose the run's own eta on real frames, among
-    those that stop few falsely (in dreams right_outcomes did).
+    verdict is right (reflector.right_verdicts), by which the run chose its eta on real frames.
     """
     return [
         {
@@ -106,8 +105,7 @@ def false_stops_by_decision(
     curves: list[np.ndarray], episodes: list[Episode], eta: float | list[float]
 ) -> list[float]:
     """Share of episodes stopped at a frame that is not a success, up to decision t = 1 .. the
-    longest T. It never falls, and ends at reflector.false_stops: says *when* the stop goes wrong.
-    """
+    longest T, so *when* the stop goes wrong. It never falls, and ends at reflector.false_stops."""
     stopped = np.zeros(max(len(curve) for curve in curves))
     for end, episode in zip(stops_at(curves, eta), episodes, strict=True):
         if end is not None and not episode.success[end]:
@@ -368,12 +366,7 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
     config = run.config
     starts = test_starts(config.tasks, starts_per_task, split)
     known = stored(run)  # before anything is played: it may lack something
-    names = ("sft", "dream_bc", "policy")
-    policies = {n: run.policy(n) for n in names if n == "sft" or run.checkpoint(n).is_file()}
-    begins = policies.get("dream_bc", policies["sft"])
-    # LOOP may have kept what it began with: the same policy is not played twice.
-    if len(policies) == 3 and same_parts(*map(run.checkpoint, names[1:])):
-        del policies["dream_bc"]
+    policies, begins = _policies(run)
     exploration, camera = _explored(run)
     _, kept = held_out(exploration)
     slots = min(config.slots, len(starts))
@@ -422,6 +415,16 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
     for name in set(FILES) - written:  # an earlier one would be of other figures
         (run.folder / "trust" / name).unlink(missing_ok=True)
     return result
+
+
+def _policies(run: Run) -> tuple[dict[str, Policy], Policy]:
+    """(by name those that are played, what LOOP begins with). If LOOP kept that, it plays once."""
+    names = ("sft", "dream_bc", "policy")
+    policies = {n: run.policy(n) for n in names if n == "sft" or run.checkpoint(n).is_file()}
+    begins = policies.get("dream_bc", policies["sft"])
+    if len(policies) == 3 and same_parts(*map(run.checkpoint, names[1:])):
+        del policies["dream_bc"]
+    return policies, begins
 
 
 def stored(run: Run) -> dict:

@@ -12,6 +12,12 @@ reflector gives R and says when to stop. No real interaction happens here.
                                                |
                                      reflector (VLM) --> R, stop when R > eta twice in a row
 
+Symbols: B slots (dreams side by side), K environment steps in a chunk, A action dimensions, S state
+dimensions, H x W pixels, T decisions of an episode, R reward, eta the reflector's threshold.
+State: the hand's x, y, z in metres, the gripper's opening in [0, 1] (LIBERO: then the hand's
+orientation). Motion: the state before and the hand's target. A *look*: what simulator and reflector
+work out once from the first frame.
+
 It has the same face as vecenv.VecRealEnv (reset, step, get_states, set_states, done), so one
 rollout function serves both.
 """

@@ -122,7 +122,10 @@ def test_known_modules_import_downwards_only():
             {"processes", "tasks", "fit", "policy", "instructions", "view", "vlm", "pretrained"},
         ),
         ("ppo", {"processes", "tasks", "policy", "fit", "vlm", "resume"}),
-        ("worldenv", {"processes", "tasks", "vlm", "simulator", "instructions", "kinematics"}),
+        (
+            "worldenv",
+            {"processes", "tasks", "vlm", "simulator", "reflector", "instructions", "kinematics"},
+        ),
     ],
 )
 def test_parts_know_only_what_they_must(name, allowed):
