@@ -175,7 +175,8 @@ def agreement(imagined: np.ndarray, real: np.ndarray, tasks: list[str]) -> dict:
         "agreement", "hallucinated", "missed": shares OF ALL STARTS,
         "kappa": Cohen's, 0 where agreement is what chance would give, 1 where it is perfect,
         "tasks": {task: {"imagined", "real", "agreement": shares, "n"}},
-        "rank_over_tasks": Spearman's correlation of imagined and real success rate.
+        "rank_over_tasks": Spearman's correlation of imagined and real success rate,
+        "rank_interval": its 95 % interval [low, high], by a bootstrap over each task's starts.
     Raises ValueError for no starts or for different lengths.
 
                            reality: success   reality: failure
@@ -219,6 +220,7 @@ def agreement(imagined: np.ndarray, real: np.ndarray, tasks: list[str]) -> dict:
         "kappa": None if one_word else float(cohen_kappa_score(imagined, real)),
         "tasks": rows,
         "rank_over_tasks": _spearman(*rates),
+        "rank_interval": _rank_interval(imagined, real, np.array(tasks)),
     }
 
 
@@ -230,6 +232,25 @@ def dream_agreement(world, policy, episodes: list[Episode]) -> dict:
     imagined = np.array([dream.succeeded for dream in dreams])
     real = np.array([episode.oracle_stop is not None for episode in episodes])
     return agreement(imagined, real, [episode.task for episode in episodes])
+
+
+def _rank_interval(imagined: np.ndarray, real: np.ndarray, tasks: np.ndarray) -> list | None:
+    """2.5th and 97.5th percentile of `_spearman` over 500 draws of every task's starts, with
+    replacement; None where it is undefined in most."""
+    rng, ranks = np.random.default_rng(0), []
+    rows = [np.flatnonzero(tasks == name) for name in dict.fromkeys(tasks)]
+    for _ in range(500):
+        drawn = [rng.choice(some, len(some)) for some in rows]
+        ranks.append(_spearman(*([kind[at].mean() for at in drawn] for kind in (imagined, real))))
+    known = [rank for rank in ranks if rank is not None]
+    return np.percentile(known, [2.5, 97.5]).tolist() if len(known) > 250 else None
+
+
+def rank_words(report: dict) -> str:
+    """The rank over tasks and its interval; reports of earlier versions have none."""
+    low_high = report.get("rank_interval")
+    told = " ({:.2f} to {:.2f})".format(*low_high) if low_high else ""
+    return or_undefined(report["rank_over_tasks"]) + told
 
 
 def rank_over_checkpoints(imagined_rates: list[float], real_rates: list[float]) -> float | None:

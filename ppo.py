@@ -538,16 +538,19 @@ def no_signal(metrics: dict[str, float]) -> str | None:
             "mixed outcome, more noise, or a policy that succeeds at times "
             f"({ALWAYS if stopped else NEVER})"
         )
-    if mixed < 0.05 and stopped:
-        return (
-            f"always stopped: outcomes are mixed in {mixed:.0%} of groups only; {ALWAYS}; explore "
-            "more, so that the reflector sees failures; `python cli.py trust RUN` shows which"
-        )
     if mixed < 0.05:
-        return (
-            f"never stopped: outcomes are mixed in {mixed:.0%} of groups only; {NEVER}; explore "
-            "more, so that the reflector sees successes and the policy imitates them"
-        )
+        few = f"outcomes are mixed in {mixed:.0%} of groups only"
+        if metrics["success"] > 0.8:
+            return (
+                f"always stopped: {few}; {ALWAYS}; explore more, so that the reflector sees "
+                "failures; `python cli.py trust RUN` shows which"
+            )
+        if metrics["success"] < 0.2:
+            return (
+                f"never stopped: {few}; {NEVER}; explore more, so that the reflector sees "
+                "successes and the policy imitates them"
+            )
+        return f"the start decides: {few}; use more noise, or starts in between"
     if metrics.get("clip_fraction", 0.0) > 0.5:
         return (
             "steps too large: more than half of the ratios are clipped; "

@@ -24,8 +24,8 @@ from evaluate import (
     agreement,
     agreement_words,
     known,
-    or_undefined,
     psnr,
+    rank_words,
     test_starts,
     versions,
     with_interval,
@@ -418,8 +418,8 @@ def _agreement(policy: str, found: dict) -> list[str]:
     ]
     header = ["task", "imagined success", "real success", "agreement", "starts"]
     lines += ["", *table(header, rows), "", f"{agreement_words(policy, found)}."]
-    rank = or_undefined(found["rank_over_tasks"])
-    return lines + [f"Rank correlation of imagined and real success over tasks: {rank}."]
+    rank = f"Rank correlation of imagined and real success over tasks: {rank_words(found)}."
+    return [*lines, rank]
 
 
 def _trust(run: Run) -> list[str]:

@@ -23,10 +23,9 @@ against it.
     dream: success     both               hallucinated     pays LOOP for what does not work
     dream: failure     missed             neither          withholds pay from what works
 
-Symbols: R reward in [0, 1], eta the reflector's threshold, y the true label of a frame,
-T decisions of an episode, n starts or frames. A *share* is {"share", "low", "high"}: a rate in
-[0, 1] with Wilson's 95 % interval. What cannot be measured (a correlation of constants, AUROC of
-one class) is None. Nothing here trains.
+Symbols: R reward in [0, 1], eta the reflector's threshold, T decisions of an episode. A *share* is
+{"share", "low", "high"}: a rate in [0, 1] with Wilson's 95 % interval. What cannot be measured (a
+correlation of constants, AUROC of one class) is None. Nothing here trains.
 """
 
 from __future__ import annotations
@@ -50,6 +49,7 @@ from evaluate import (
     or_undefined,
     percent,
     rank_over_checkpoints,
+    rank_words,
     reliability,
     test_starts,
     wilson_share,
@@ -285,7 +285,7 @@ def _table_text(report: dict) -> str:
         "",
         *(f"{k:13} {with_interval(report[k])}" for k in ("agreement", "hallucinated", "missed")),
         f"{'kappa':13} {or_undefined(report['kappa'])}  (0: by chance)",
-        f"{'rank of tasks':13} {or_undefined(report['rank_over_tasks'])}  (Spearman)",
+        f"{'rank of tasks':13} {rank_words(report)}",
     ]
     return "\n".join(lines)
 

@@ -608,8 +608,9 @@ def test_no_signal_names_what_all_rollouts_do():
     "success, mixed, words",
     [
         (0.98, 0.04, ["always stopped", "in 4% of groups", "too low", "sees failures"]),
-        (0.5, 0.0, ["always stopped", "in 0% of groups", "too low", "yes to everything"]),
-        (0.49, 0.0, ["never stopped", "in 0% of groups", "too high", "never succeeds"]),
+        (0.81, 0.0, ["always stopped", "in 0% of groups", "too low", "yes to everything"]),
+        (0.5, 0.0, ["the start decides", "in 0% of groups", "more noise"]),
+        (0.19, 0.0, ["never stopped", "in 0% of groups", "too high", "never succeeds"]),
     ],
 )
 def test_no_signal_sees_outcomes_that_are_all_the_same(success, mixed, words):

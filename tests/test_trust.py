@@ -215,6 +215,13 @@ def test_rank_over_tasks_and_checkpoints(recwarn):
     rising = np.array([0, 0, 0, 1, 1, 1], bool)
     assert trust.agreement(rising, rising, tasks)["rank_over_tasks"] == pytest.approx(1)
     assert trust.agreement(rising, ~rising, tasks)["rank_over_tasks"] == pytest.approx(-1)
+    certain = trust.agreement(rising, rising, tasks)["rank_interval"]
+    assert certain is not None and -1 <= certain[0] <= certain[1] == pytest.approx(1)
+    tasks = [task for task in TASKS for _ in range(100)]
+    clear = np.concatenate([np.arange(100) < count for count in (10, 50, 90)])
+    assert trust.agreement(clear, clear, tasks)["rank_interval"] == pytest.approx([1, 1])
+    turned = trust.agreement(clear, clear[::-1], tasks)["rank_interval"]
+    assert turned == pytest.approx([-1, -1])
     # Ranks 1 2 3 4 against 1 3 2 4: rho = 1 - 6 x (1 + 1) / (4 x 15).
     rank = trust.rank_over_checkpoints([0.1, 0.2, 0.3, 0.9], [0.2, 0.5, 0.4, 0.6])
     assert rank == pytest.approx(0.8)
