@@ -310,7 +310,7 @@ def reflector_chart(card: dict, path: Path) -> None:
             style = {"color": colour, "markersize": 4, "markerfacecolor": fill}
             swept.plot(etas, values, line + marker, **style, label=label)
         for i, eta in enumerate(sorted(set(side["etas"].values()))):  # of its tasks
-            label = "" if i else f"its eta, {name}"
+            label = "" if i else f"eta of each task, {name}"
             swept.axvline(eta, color=colour, linestyle=":", label=label)
         shares = side["false_stops_by_decision"]
         decisions = np.arange(1, len(shares) + 1)
