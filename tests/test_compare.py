@@ -941,3 +941,11 @@ def test_a_round_repeats_all_from_exploration_on():
     assert two == (*train.STAGES[:-1], *again, "evaluate")
     assert train.stages_of(replace(DEBUG, rounds=2, extra_data=False)) == two
     assert train._named("rl", 1) == "rl" and train._named("rl", 2) == "rl_2"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"results": {}}'])
+def test_a_finished_method_that_is_damaged_is_told_in_a_line(tmp_path, text):
+    path = tmp_path / "more_sft.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="more_sft.json: not readable .*; expected .*; delete it"):
+        compare._read(path)

@@ -252,6 +252,21 @@ def test_missing_and_empty_folders_are_refused(tmp_path, folder):
     assert_refused(folder, "holds no episodes", "demos collect")
 
 
+@pytest.mark.parametrize("kind", ["BF16", "F8_E4M3"])
+def test_numbers_that_numpy_does_not_know_are_refused(folder, kind):
+    """The file is whole; only what its header says of the states is foreign."""
+    path = folder / "episode_00001.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    first, last = header["state"]["data_offsets"]
+    size = {"BF16": 2, "F8_E4M3": 1}[kind]
+    header["state"] |= {"dtype": kind, "shape": [(last - first) // size]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    assert_refused(folder, "episode_00001", "damaged or truncated")
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_truncated_files_are_refused(folder, keep):
     """Cut at the very start, in the header, in the data, or by a single byte."""

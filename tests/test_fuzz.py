@@ -219,6 +219,22 @@ def test_equal_rows_that_stand_for_gigabytes(tmp_path):
 
 
 @foreign
+def test_one_cell_that_unfolds_is_refused_before_it_does(tmp_path, monkeypatch):
+    """The footer says how large a column is; a page is unfolded whole, whatever is asked of it."""
+    import pyarrow as arrow
+    import pyarrow.parquet as arrow_parquet
+
+    fuzzing.make_lerobot(tmp_path)
+    path = tmp_path / "theirs" / "meta" / "tasks.parquet"
+    table = arrow.table({"task_index": [0], "task": ["x" * 10**6]})
+    arrow_parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(formats, "MOST_BYTES", 10**5)
+    monkeypatch.setattr(arrow_parquet.ParquetFile, "iter_batches", None)  # would fail if used
+    with pytest.raises(BadEpisodes, match="says that it unfolds to far more"):
+        formats.read(tmp_path / "theirs", size=16)
+
+
+@foreign
 @pytest.mark.parametrize(
     "template",
     ["../../etc/passwd", "/etc/passwd", "data/../../x", "{chunk_index.__class__}", "a\\b", "c:x"],

@@ -412,3 +412,21 @@ def test_a_state_of_other_code_is_refused_in_a_line():
     with pytest.raises(ValueError, match="not of this Linear .*; expected .*; go back") as raised:
         set_training_state(state, other, torch.optim.AdamW(other.parameters()))
     assert "\n" not in str(raised.value)
+
+
+def test_a_folder_that_two_begin_at_once_belongs_to_one(tmp_path, monkeypatch):
+    """The lock of the first is on a file that the second has put its own in the place of."""
+    run = Run.create(tmp_path / "run", preset("debug"))
+    path = run.folder / "config.json"
+    lock = resume.fcntl.flock
+
+    def replaced_meanwhile(file, how):
+        lock(file, how)
+        other = path.with_name("other")
+        other.write_bytes(path.read_bytes())
+        other.replace(path)
+
+    monkeypatch.setattr(resume.fcntl, "flock", replaced_meanwhile)
+    refused = pytest.raises(ValueError, match="another training is at work there")
+    with refused, only_training(run.folder):
+        raise AssertionError("both would train")
