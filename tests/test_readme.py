@@ -131,7 +131,22 @@ def test_no_stored_run_has_seen_the_starts_that_are_called_unseen():
     skipped = int(re.search(r"evaluate RUN --skip (\d+)", PAGES["protocol.md"])[1])
     records = [json.loads(p.read_text()) for p in (ROOT / "results" / "runs").glob("*.json")]
     ours = [r["config"] for r in records if set(r["config"]["tasks"]) <= set(DEFAULT_SUITE)]
-    assert max(config["test_starts"] for config in ours) == skipped
+    unseen = json.loads((ROOT / "results" / "unseen.json").read_text())
+    skip, more = (int(re.search(rf"--{x} (\d+)", unseen["command"])[1]) for x in ("skip", "starts"))
+    assert max(config["test_starts"] for config in ours) == skip and skip + more == skipped
+
+
+def test_the_gain_on_unseen_starts_is_that_of_its_runs():
+    found = json.loads((ROOT / "results" / "unseen.json").read_text())
+    for key, before, after in (
+        ("gain_oracle", "sft_oracle", "policy_oracle"),
+        ("gain_no_oracle", "sft_none", "policy_reflector"),
+    ):
+        gains = [100 * (run[after]["mean"] - run[before]["mean"]) for run in found["runs"]]
+        value, low, high = (round(x, 1) for x in mean_interval(gains))
+        assert found[key] == {"value": value, "low": low, "high": high, "n": len(gains)}
+    told = "gains {value} points on SFT with the oracle's stop ({low} to {high}"
+    assert told.format(**found["gain_oracle"]) in " ".join(PAGES["protocol.md"].split())
 
 
 RECIPE = (ROOT / "results" / "RECIPE.md").read_text()
