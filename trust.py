@@ -113,17 +113,16 @@ def false_stops_by_decision(
     return (stopped.cumsum() / len(episodes)).tolist()
 
 
-def reflector_report(reflector, episodes: list[Episode], eta: Callable[[str], float]) -> dict:
-    """One side of the reflector's card: `reliability` over the frames of the episodes (real ones,
-    or dreams that kept the real labels), what eta(instruction) does, and what others would: one for
-    all tasks. "etas": {task: eta}."""
+def reflector_report(reflector, episodes: list[Episode], eta: float | list[float]) -> dict:
+    """One side of the reflector's card: `reliability` over the frames of the episodes (real ones or
+    dreams, with the real labels), what eta (for all, or for each) does, and what others would."""
     if not episodes:
         raise ValueError(
             "trust: got no held-out episodes; expected some exploration; run train again"
         )
     curves = judge_episodes(reflector, episodes)
     labels = np.concatenate([episode.success[1:] for episode in episodes])
-    etas = [eta(episode.instruction) for episode in episodes]
+    etas = np.broadcast_to(eta, len(episodes)).tolist()
     wrong = round(false_stops(curves, episodes, etas) * len(episodes))
     return reliability(np.concatenate(curves), labels) | {
         "etas": {e.task: own for e, own in zip(episodes, etas, strict=True)},
@@ -310,7 +309,7 @@ def reflector_chart(card: dict, path: Path) -> None:
             style = {"color": colour, "markersize": 4, "markerfacecolor": fill}
             swept.plot(etas, values, line + marker, **style, label=label)
         for i, eta in enumerate(sorted(set(side["etas"].values()))):  # of its tasks
-            label = "" if i else f"eta of each task, {name}"
+            label = "" if i else f"its eta, {name}"
             swept.axvline(eta, color=colour, linestyle=":", label=label)
         shares = side["false_stops_by_decision"]
         decisions = np.arange(1, len(shares) + 1)
@@ -474,9 +473,10 @@ def _agreements(world: WorldEnv, env, policies, starts, seed, folder, tell) -> d
 
 def _card(world: WorldEnv, kept: list[Episode], folder: Path, tell) -> dict:
     judge, dreams = world.reflector, dream_along(world, kept)
+    etas = [judge.dream_eta(dream.instruction) for dream in dreams]  # where LOOP's dreams stop
     card = {
-        "real": reflector_report(judge, kept, lambda instruction: float(judge.threshold)),
-        "generated": reflector_report(judge, dreams, judge.dream_eta),  # where LOOP's dreams stop
+        "real": reflector_report(judge, kept, float(judge.threshold)),
+        "generated": reflector_report(judge, dreams, etas),
     }
     tell(_reflector_words(card))
     reflector_chart(card, folder / "reflector.png")

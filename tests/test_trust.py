@@ -400,9 +400,7 @@ def test_the_card_judges_each_task_by_its_own_eta():
     In the sweep one eta is that of all."""
     judge = Always(0.4)
     dreams = [episode([0, 0, 0], [0, 0, 0], task) for task in TASKS[:2]]
-    dreams[1].instruction = "push the puck"
-    etas = {dreams[0].instruction: 0.3, dreams[1].instruction: 0.5}
-    card = trust.reflector_report(judge, dreams, etas.get)
+    card = trust.reflector_report(judge, dreams, [0.3, 0.5])
     assert card["false_stops"]["share"] == 1 / 2
     assert card["false_stops_by_decision"] == [0, 1 / 2]
     assert card["etas"] == {TASKS[0]: 0.3, TASKS[1]: 0.5}
