@@ -28,6 +28,7 @@ import cli
 import demos
 import processes
 import runs
+import train
 from films import write_strips, write_telling
 
 ROOT = Path(cli.__file__).resolve().parent
@@ -335,3 +336,29 @@ def test_a_killed_process_ends_the_run_which_then_resumes(tmp_path, rank, moment
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout)["n"] == len(config.tasks)
     shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_two_processes_train_adapters_of_a_pretrained_model(tmp_path):
+    """The real command to its end: LoRA in imitation and in LOOP, and a frozen reader of pictures,
+    shared by two processes. SFT's adapters are those of one process; all stages are there."""
+    pytest.importorskip("peft", reason="peft is in requirements-gpu.txt")
+    (tmp_path / "hub").mkdir()
+    save_tiny(tmp_path / "hub", "smolvlm")
+    words = [ROOT / "cli.py", "train", "--preset", "debug", "--tasks", "handle-press"]
+    words += ["--starts", "2", "--pretrained", tmp_path / "hub", "--out"]
+    both = launch(2, *words, tmp_path / "two")
+    assert both.returncode == 0, both.stderr
+    run = runs.Run.open(tmp_path / "two")
+    assert list(run.stages) == list(train.STAGES) and run.reflector().frozen
+    alone = subprocess.run(
+        [sys.executable, *map(str, words), str(tmp_path / "one"), "--until", "sft"],
+        capture_output=True, text=True, env=environment(),
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    policies = (runs.Run.open(tmp_path / name).policy("sft") for name in ("one", "two"))
+    one, two = (policy.state_dict() for policy in policies)
+    adapters = [name for name in one if "lora_" in name]
+    assert adapters
+    for name in adapters:  # TOLERANCES
+        assert ((one[name] - two[name]).abs() > 1e-4).float().mean() < 0.01, name
