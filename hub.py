@@ -24,8 +24,7 @@ import torch
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 OVERHEAD = 1.2  # times the weights: adapters, their gradients, activations [estimate]
-# What a model raises that is given what it was not made for. (Reading a checkpoint raises more: a
-# tokenizer's or a configuration's error is a plain Exception.)
+# What a model raises that is given what it was not made for; reading one raises more (`loading`).
 LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError)
 
 
@@ -221,6 +220,22 @@ def quietly() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def loading(folder: Path, expected: str) -> Iterator[None]:
+    """`quietly`; whatever a library raises for what lies in the folder is a BadCheckpoint. (Errors
+    of a tokenizer or a configuration are plain Exceptions.)"""
+    try:
+        with quietly():
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadCheckpoint(
+            f"{folder}: cannot be used ({first_line(error)}); expected {expected}; download it "
+            "again, or choose another"
+        ) from error
 
 
 def read_json(path: Path) -> dict:

@@ -39,8 +39,8 @@ from hub import (
     find,
     first_line,
     headers,
+    loading,
     memory_needed,
-    quietly,
     read_json,
     weight_files,
 )
@@ -225,20 +225,12 @@ def load(kind, folder: Path, weights: bool = True) -> Any:
     """A model class of diffusers or transformers with its weights, float32; BadCheckpoint where
     they are not those of the architecture. weights=False: on the meta device, without numbers."""
     more: dict[str, Any] = {} if weights else {"device_map": {"": torch.device("meta")}}
-    try:
-        with quietly():
-            model, info = kind.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
-                ignore_mismatched_sizes=True, **more,
-            )  # fmt: skip
+    with loading(folder, "the weights of its own config.json"):
+        model, info = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **more,
+        )  # fmt: skip
         complain_of(info)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise BadCheckpoint(
-            f"{folder}: cannot be used ({first_line(error)}); expected the weights of its "
-            "own config.json; download it again, or choose another"
-        ) from error
     return model.float()
 
 

@@ -56,8 +56,8 @@ from hub import (
     find,
     first_line,
     headers,
+    loading,
     memory_needed,
-    quietly,
     read_json,
     weight_files,
 )
@@ -204,22 +204,14 @@ def load(folder: Path, bf16: bool, weights: bool = True):
 
     dtype = torch.bfloat16 if bf16 else torch.float32
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": dtype}
-    try:
-        with quietly():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, padding_side="left", trust_remote_code=False, local_files_only=True
-            )
-            model, info = _model(folder, weights, told)
+    with loading(folder, "an image-text model with its own config.json"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="left", trust_remote_code=False, local_files_only=True
+        )
+        model, info = _model(folder, weights, told)
         complain_of(info)
         if not hasattr(model.base_model, "get_image_features"):
             raise ValueError(f"{type(model).__name__} has no get_image_features")
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise BadCheckpoint(
-            f"{folder}: cannot be used ({first_line(error)}); expected an image-text "
-            "model with its own config.json; download it again, or choose another"
-        ) from error
     return tokenizer, model.eval().requires_grad_(False)
 
 
