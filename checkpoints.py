@@ -20,6 +20,7 @@ from torch import nn
 
 import processes
 from demos import parse_json
+from hub import BadCheckpoint
 from policy import Policy, PolicyConfig
 from resume import read_tensors, write_tensors
 
@@ -52,6 +53,8 @@ def load_part(path: Path, part: nn.Module, description: dict) -> None:
         part.load_state_dict(tensors)
     except RuntimeError as error:
         raise BadRun(f"{path}: weights do not fit the model; {AGAIN}") from error
+    except BadCheckpoint as error:  # they were trained on another pretrained model
+        raise BadRun(f"{path}: {error}") from error
     part.eval()
 
 

@@ -39,7 +39,8 @@ def find(
     checkpoint: str, files: list[str] = HUB_FILES, judge: Callable[[Path], None] | None = None
 ) -> Path:
     """The folder of a checkpoint; a hub id is downloaded first, unless that was done before. An id
-    may go on into the repository: owner/name/subfolder. files: patterns of what is downloaded.
+    may name a branch, tag or commit, and go on into the repository: owner/name@revision/subfolder.
+    files: patterns of what is downloaded.
     judge: is given the folder with its *.json, and may refuse it, before anything else is."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
@@ -51,11 +52,13 @@ def find(
 def _download(checkpoint: str, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    repository, inside = _parts(checkpoint)
+    repository, revision, inside = _parts(checkpoint)
     wanted = ["/".join([*inside, file]) for file in files]
     deeper = ["/".join([*inside, "*/*"])]
     try:
-        folder = snapshot_download(repository, allow_patterns=wanted, ignore_patterns=deeper)
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=wanted, ignore_patterns=deeper
+        )
     except Exception as error:  # what its HTTP library raises is a plain Exception
         raise BadCheckpoint(
             f"{checkpoint}: no such folder, and no access to it on the hub "
@@ -65,10 +68,11 @@ def _download(checkpoint: str, files: list[str]) -> Path:
     return Path(folder, *inside)
 
 
-def _parts(checkpoint: str) -> tuple[str, list[str]]:
-    """ "owner/name/unet" -> ("owner/name", ["unet"])."""
+def _parts(checkpoint: str) -> tuple[str, str | None, list[str]]:
+    """ "owner/name@v1/unet" -> ("owner/name", "v1", ["unet"]); None: the hub's newest."""
     names = checkpoint.split("/")
-    return "/".join(names[:2]), names[2:]
+    repository, _, revision = "/".join(names[:2]).partition("@")
+    return repository, revision or None, names[2:]
 
 
 # ----------------------------------------------------------------------------------------- memory
@@ -122,9 +126,10 @@ def _stored_bytes(checkpoint: str, folder: Path, name: str) -> int:
         return size if isinstance(size, int) else 0
     if (folder / f"{name}.safetensors").is_file():  # downloaded before
         return 0
-    repository, inside = _parts(checkpoint)
+    repository, revision, inside = _parts(checkpoint)
     try:
-        url = hf_hub_url(repository, "/".join([*inside, f"{name}.safetensors"]))
+        file = "/".join([*inside, f"{name}.safetensors"])
+        url = hf_hub_url(repository, file, revision=revision)
         return get_hf_file_metadata(url).size or 0
     except Exception:  # as in `_download`
         return 0

@@ -47,8 +47,7 @@ from hub import (
 from pretrained import (
     digest,
     enlarged,
-    fill_in_frozen,
-    leave_out_frozen,
+    keep_frozen_out,
     once,
     picture_statistics,
 )
@@ -56,8 +55,8 @@ from pretrained import (
 
 @dataclass(frozen=True)
 class SimulatorModels:
-    """The pretrained parts; each a hub id, perhaps with a folder ("owner/name/unet"), or a folder
-    on disk; "" means: none, the small preset's own."""
+    """The pretrained parts; each a hub id, perhaps with a folder ("owner/name/unet"; `hub.find`),
+    or a folder on disk; "" means: none, the small preset's own."""
 
     autoencoder: str = ""  # AutoencoderKL or AutoencoderTiny of diffusers: the diffusion is latent
     unet: str = ""  # UNet2DConditionModel of diffusers: where training begins
@@ -206,8 +205,7 @@ class Frozen(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.register_state_dict_post_hook(leave_out_frozen)
-        self.register_load_state_dict_pre_hook(fill_in_frozen)
+        keep_frozen_out(self)
 
     def train(self, mode: bool = True) -> Frozen:
         return super().train(False)

@@ -34,7 +34,7 @@ from torch import nn
 import processes
 from fit import device_of
 from instructions import INSTRUCTIONS
-from pretrained import PretrainedConfig, VLABackbone
+from pretrained import FINGERPRINT, PretrainedConfig, VLABackbone
 from tasks import Robot
 from view import HandInView, from_the_hand
 from vlm import (
@@ -259,6 +259,7 @@ class Policy(nn.Module):
         large = replace(self.config.pretrained, checkpoint=str(folder), lora_rank=0)
         policy = Policy(replace(self.config, pretrained=large))
         heads = {name: x for name, x in self.state_dict().items() if "lora_" not in name}
+        del heads[f"backbone.vlm.{FINGERPRINT}"]  # with the adapters added, the model is another
         policy.load_state_dict(heads)
         return policy.to(device_of(self)).eval()
 

@@ -72,7 +72,7 @@ if TYPE_CHECKING:  # for annotations only: nothing is imported before it is need
 class PretrainedConfig:
     """Which model, and how it is held. The default, no checkpoint, means: none is used."""
 
-    checkpoint: str = ""  # hub id ("owner/name") or folder
+    checkpoint: str = ""  # hub id ("owner/name", "owner/name@revision") or folder
     lora_rank: int = 0  # 32 for the policy [paper]; 0: nothing in the model is trained
     bf16: bool = True  # frozen weights in bfloat16, and autocast where the device computes in it
     gradient_checkpointing: bool = True  # activations are computed again instead of kept
@@ -145,6 +145,7 @@ FAMILIES = {  # by the `model_type` of config.json
 
 # ------------------------------------------------------------------- finding, checking and loading
 
+FINGERPRINT = "fingerprint"  # in a `state_dict`, of the frozen weights (`keep_frozen_out`)
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")  # either will do
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 
@@ -266,8 +267,8 @@ class PretrainedVLM(nn.Module):
         self.image_tokens = self._tokens_of_a_picture() if weights or kind not in FAMILIES else 0
         if config.lora_rank:
             add_lora(self.model, config.lora_rank)
-        self.register_state_dict_post_hook(leave_out_frozen)
-        self.register_load_state_dict_pre_hook(fill_in_frozen)
+        if weights:
+            keep_frozen_out(self)
 
     @torch.no_grad()
     def _tokens_of_a_picture(self) -> int:
@@ -405,14 +406,30 @@ def _frozen(vlm: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter for name, parameter in named if not parameter.requires_grad}
 
 
-def leave_out_frozen(vlm: nn.Module, state: dict, prefix: str, _metadata) -> None:
-    """What is frozen is not saved: a hook of `state_dict`."""
+def keep_frozen_out(vlm: nn.Module) -> None:
+    """From now on `state_dict` has a fingerprint, (16,) uint8, in the place of what is frozen, and
+    `load_state_dict` refuses another's: adapters and heads mean nothing on other weights, such as
+    those of a later revision on the hub. (It has the first numbers of each weight.)"""
+    samples = [digest(p.flatten()[:64].bfloat16().float()) for p in _frozen(vlm).values()]
+    content = hashlib.blake2b(b"".join(sorted(samples)), digest_size=16).digest()
+    vlm.fingerprint = torch.tensor(list(content), dtype=torch.uint8)
+    vlm.register_state_dict_post_hook(_leave_out_frozen)
+    vlm.register_load_state_dict_pre_hook(_fill_in_frozen)
+
+
+def _leave_out_frozen(vlm: Any, state: dict, prefix: str, _metadata) -> None:
     for name in _frozen(vlm):
         del state[prefix + name]
+    state[prefix + FINGERPRINT] = vlm.fingerprint
 
 
-def fill_in_frozen(vlm: nn.Module, state: dict, prefix: str, *_rest) -> None:
-    """Nor is it missed: a hook of `load_state_dict`."""
+def _fill_in_frozen(vlm: Any, state: dict, prefix: str, *_rest) -> None:
+    kept = state.pop(prefix + FINGERPRINT, None)  # a merged policy comes without
+    if kept is not None and not torch.equal(kept.cpu(), vlm.fingerprint):
+        raise BadCheckpoint(
+            "the frozen weights are not those that this was trained on; "
+            "expected the same model; name its revision (owner/name@revision), or train again"
+        )
     for name, parameter in _frozen(vlm).items():
         state[prefix + name] = parameter
 

@@ -25,7 +25,7 @@ from fit import FitConfig, fit
 from instructions import INSTRUCTIONS
 from policy import Policy, PolicyConfig, to_float
 from ppo import LoopConfig, Rollouts, chunk_log_prob, update
-from pretrained import BadCheckpoint, PretrainedConfig, PretrainedVLM, check
+from pretrained import FINGERPRINT, BadCheckpoint, PretrainedConfig, PretrainedVLM, check
 from reflector import Reflector, ReflectorConfig, stack_frames
 from tasks import ACTION_DIM, STATE_DIM
 from vlm import tokenize, words
@@ -402,7 +402,7 @@ def test_saved_are_adapters_and_heads(checkpoint, tmp_path):
     path = tmp_path / "policy.safetensors"
     save_part(path, policy, asdict(policy.config))
     for name in policy.state_dict():
-        assert not name.startswith("backbone.vlm.") or "lora_" in name
+        assert not name.startswith("backbone.vlm.") or "lora_" in name or FINGERPRINT in name
     again = vla(checkpoint, seed=7)
     assert not torch.allclose(answer(again.eval(), batch), answer(policy, batch), atol=1e-3)
     load_part(path, again, asdict(again.config))
@@ -410,6 +410,17 @@ def test_saved_are_adapters_and_heads(checkpoint, tmp_path):
     other = replace(policy.config, pretrained=large(checkpoint, rank=2))
     with pytest.raises(runs.BadRun, match="lora_rank: saved 4, expected 2"):
         load_part(path, again, asdict(other))
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_other_frozen_weights_are_refused(damaged, tmp_path, rank):
+    """As of a later revision of the same id: adapters and heads mean nothing there."""
+    policy, path = vla(damaged, rank), tmp_path / "policy.safetensors"
+    save_part(path, policy, asdict(policy.config))
+    load_part(path, vla(damaged, rank, seed=7), asdict(policy.config))
+    spoil(damaged, lambda weights, name: weights[name].neg_())
+    with pytest.raises(runs.BadRun, match="safetensors: the frozen weights are not"):
+        load_part(path, vla(damaged, rank), asdict(policy.config))
 
 
 def test_merged_answers_as_before(checkpoint, tmp_path):
@@ -779,7 +790,7 @@ def test_a_model_that_does_not_fit_is_not_downloaded(checkpoints, tmp_path, monk
     size = (hub / "model.safetensors").stat().st_size
     asked = []
 
-    def download(repository, allow_patterns, ignore_patterns):
+    def download(repository, revision, allow_patterns, ignore_patterns):
         asked.append(allow_patterns)
         for path in hub.iterdir():
             if path.suffix == ".json" or "*.safetensors" in allow_patterns:
