@@ -77,16 +77,18 @@ def chosen_tasks(suite: str, tasks: str) -> tuple[str, ...]:
 def usual_preset(suite: str, tasks: str) -> str:
     """The one that trains what is chosen, where none is named: for LIBERO's tasks the reduced one,
     which a processor finishes."""
-    from libero_tasks import LIBERO_INSTRUCTIONS
-
-    names = chosen_tasks(suite, tasks)
-    return "libero" if any(name in LIBERO_INSTRUCTIONS for name in names) else "cpu"
+    return "libero" if _any_of_libero(chosen_tasks(suite, tasks)) else "cpu"
 
 
 def check_playable(tasks: tuple[str, ...]) -> None:
     """Raise RuntimeError where tasks are LIBERO's and it is not installed."""
     from libero_env import check_installed
+
+    if _any_of_libero(tasks):
+        check_installed()
+
+
+def _any_of_libero(tasks: tuple[str, ...]) -> bool:
     from libero_tasks import LIBERO_INSTRUCTIONS
 
-    if any(name in LIBERO_INSTRUCTIONS for name in tasks):
-        check_installed()
+    return any(name in LIBERO_INSTRUCTIONS for name in tasks)
