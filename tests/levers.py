@@ -2,8 +2,8 @@
 
     python tests/levers.py RUN OUT.json
 
-Each variant post-trains in the run's dream for eight iterations, by a loop that differs in one
-thing, without a stop rule; then both worlds are played by it from the same 300 starts, which
+Each variant post-trains in the run's dream for eight iterations (but `long`), by a loop that
+differs in one thing, without a stop rule; then both worlds are played by it from the same 300 starts, which
 nothing else has played. OUT gets the result after each variant; what is there is not done again.
 """
 
@@ -28,6 +28,7 @@ VARIANTS = {
     "mixed": "only starts from which, of eight rollouts before, some succeeded and some failed",
     "independent": "noise of each step's own in a chunk, not one draw for it",
     "lora": "LoRA of rank 8 in convolutions, FiLM and trunk at 1e-4; their weights stand still",
+    "long": "LOOP as `train` does it, for forty iterations",
 }
 STARTS, SKIPPED = 60, 300  # a task; the first of the rl split, which the gauge plays
 
@@ -88,6 +89,8 @@ def changed(name: str, stack: ExitStack, world, policy, draw, loop, config):
 
     if name == "plain":
         loop = replace(loop, branch=0, noise=1.0)
+    if name == "long":
+        loop = replace(loop, iterations=40)
     if name == "small":
         loop = replace(loop, learning_rate=loop.learning_rate / 10)
     if name == "frozen":
