@@ -3,8 +3,9 @@
     python tests/levers.py RUN OUT.json
 
 Each variant post-trains in the run's dream for eight iterations (but `long`), by a loop that
-differs in one thing, without a stop rule; then both worlds are played by it from the same 300 starts, which
-nothing else has played. OUT gets the result after each variant; what is there is not done again.
+differs in one thing, without a stop rule; then both worlds are played by it from the same 300
+starts, which nothing else has played. OUT gets the result after each variant; what is there is not
+done again.
 """
 
 import json
