@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ from checkpoints import BadRun, read_part, read_settings
 from demos import write_atomically
 from report import report_text, what_is_missing
 from resume import packed_tensors
-from runs import Run
+from runs import Run, RunConfig, preset
 from studies import current_commit
+from tasks import METAWORLD
 
 ENDING = ".tar.xz"
 PARTS = ("sft", "policy", "simulator", "reflector")
@@ -48,12 +50,11 @@ python cli.py play runs/{name}
 The first line unpacks it (`make example` does that with the project's own), the second shows a
 dream beside the real episode of the same actions, the third the same in the browser.
 
-- **What it is.** SFT, the post-trained policy, simulator and reflector, each trained in that run,
-  from scratch, on episodes of Meta-World that it recorded itself. Nothing in it comes from a
-  pretrained model or from another data set. Licence: MIT, as the project's.
-- **What it is not.** A result: that is in the README. It has few tasks, small parts and one seed.
-  It cannot be trained further, for it comes without its episodes.
-- **How it was made.** `python cli.py train --preset example --out runs/{name}`, then
+- **What it is.** SFT, the post-trained policy, simulator and reflector, each trained in that run
+  on episodes of {suite}. {origin}
+- **What it is not.** A result: that is in the README, and is of more than this one seed. It cannot
+  be trained further, for it comes without its episodes.
+- **How it was made.** {made_by}, then
   `python cli.py ship runs/{name}`, commit {commit}. Settings are in its `config.json`.
 - **Rounding.** Its weights are in bfloat16 (`ship.py`). What follows is the run's own report, from
   before; `python cli.py evaluate runs/{name}` measures what was shipped.
@@ -111,6 +112,40 @@ def packed(files: dict[str, bytes]) -> bytes:
 
 def card(run: Run, name: str, size: int) -> str:
     """What an archive of `size` bytes holds, in words, and the run's report without pictures."""
-    about = CARD.format(name=name, ending=ENDING, megabytes=size / 1e6, commit=current_commit())
+    about = CARD.format(
+        name=name,
+        ending=ENDING,
+        megabytes=size / 1e6,
+        commit=current_commit(),
+        suite="Meta-World" if run.config.env.robot == METAWORLD else "LIBERO",
+        origin=origin(run.config),
+        made_by=made_by(run.config, f"runs/{name}"),
+    )
     with what_is_missing([run.folder]):
         return about + report_text(run, pictures=False)
+
+
+def origin(config: RunConfig) -> str:
+    """Where weights and episodes come from, and whose licences hold."""
+    begun = [config.policy.pretrained.checkpoint, config.reflector.pretrained.checkpoint]
+    begun += asdict(config.simulator.pretrained).values()
+    models = ", ".join(f"`{name}`" for name in dict.fromkeys(begun) if name)
+    given = config.demonstrations
+    recorded = f"Its demonstrations are those of `{given}`" if given else "It recorded them itself"
+    if models:
+        return (
+            f"{recorded}.\n  It stands on pretrained models, whose licences hold for it: {models}."
+        )
+    if given:
+        return f"{recorded}.\n  Nothing in it comes from a pretrained model."
+    own = "comes from a pretrained model. Licence: MIT, as the project's."
+    return f"{recorded}, and nothing in it\n  {own}"
+
+
+def made_by(config: RunConfig, folder: str) -> str:
+    """The command that trains a run with these settings, where a preset has them."""
+    for name in ("example", "cpu", "notebook", "debug", "libero", "gpu"):
+        if replace(preset(name), seed=config.seed) == config:
+            seed = f" --seed {config.seed}" if config.seed else ""
+            return f"`python cli.py train --preset {name}{seed} --out {folder}`"
+    return "`python cli.py train`"

@@ -15,13 +15,14 @@ import math
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from checkpoints import SPOILED
+from checkpoints import SPOILED, first_difference
 from demos import collect_expert, parse_json, play, write_atomically
 from evaluate import evaluate, hardware, mean_interval, real_episodes, test_starts, wilson
 from fit import FitConfig, fit
@@ -189,8 +190,8 @@ def screening_table(rows: list[dict]) -> str:
 
 def collect(run_folders: list[Path], results: Path) -> None:
     """Copy what finished runs measured (settings, stages; no weights, no films)
-    to results/runs/<name>.json. BadRun, and nothing is written, where a run is not finished, or the
-    results that are there already cannot be summed up with it."""
+    to results/runs/<name>.json. BadRun, and nothing is written, where a run is not finished or not
+    like the reported ones, or the results that are there already cannot be summed up with it."""
     commit = current_commit()
     new: dict[Path, dict] = {}
     for folder in run_folders:
@@ -202,6 +203,7 @@ def collect(run_folders: list[Path], results: Path) -> None:
         target = results / "runs" / f"{Path(folder).name}.json"
         if target.is_file() and _record(target)["stages"] == run.stages:
             continue  # the same run is there already: its commit stays the one it was made with
+        _check_alike(run, target, results)
         new[target] = {
             "command": _command(run),
             "commit": commit,
@@ -215,6 +217,36 @@ def collect(run_folders: list[Path], results: Path) -> None:
     for target, record in new.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, json.dumps(record, indent=1).encode())
+
+
+def _check_alike(run: Run, target: Path, results: Path) -> None:
+    """BadRun where a run cannot stand in one mean with the reported ones: other settings than the
+    preset cpu's, or a seed that they have already."""
+    config, base = run.config, preset("cpu")
+    if not _in_the_means(asdict(config)):
+        return
+    loop = base.loop if config.rl_env == "dream" else config.loop
+    free = {name: getattr(config, name) for name in ("seed", "rl_env", "test_starts", "real_loop")}
+    usual = replace(base, loop=loop, **free)
+    if config != usual:
+        where = first_difference(*(json.loads(json.dumps(asdict(c))) for c in (config, usual)))
+        raise BadRun(
+            f"{run.folder}: not of the preset cpu ({where}); expected a run that differs in its "
+            "seed; runs of any kind stand side by side by: python cli.py report RUN1 RUN2"
+        )
+    for path in sorted((results / "runs").glob("*.json")):
+        other = _record(path)["config"]
+        same = (other["seed"], other["rl_env"]) == (config.seed, config.rl_env)
+        if path != target and same and _in_the_means(other):
+            raise BadRun(
+                f"{run.folder}: its seed {config.seed} is among the reported runs ({path}); "
+                "expected another seed, whose run is independent; train one, or delete that file"
+            )
+
+
+def _in_the_means(config: dict) -> bool:
+    """LIBERO's runs, and those with --plain, stand alone."""
+    return bool(config["loop"]["branch"]) and set(config["tasks"]) <= set(TASKS)
 
 
 def _record(path: Path) -> dict:
@@ -269,8 +301,7 @@ def _sums_of_all(results: Path) -> dict:
 
 def _sums(records: list[dict]) -> dict[str, dict]:
     """The figures of runs, means over the seeds of each kind."""
-    records = [r for r in records if r["config"]["loop"]["branch"]]  # --plain runs stand alone
-    records = [r for r in records if set(r["config"]["tasks"]) <= set(TASKS)]  # and LIBERO's too
+    records = [r for r in records if _in_the_means(r["config"])]
     dream = [r for r in records if r["config"]["rl_env"] == "dream"]
     real = [r for r in records if r["config"]["rl_env"] == "real"]
     summary: dict[str, dict] = {}

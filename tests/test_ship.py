@@ -7,6 +7,7 @@ import lzma
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,26 @@ def test_the_card_is_that_of_this_run(run):
     card = CARD.read_text()
     assert report.report_text(run, pictures=False) in card
     assert f"{ARCHIVE.stat().st_size / 1e6:.1f} MB" in card
+
+
+def test_the_card_says_what_this_run_is(run):
+    """Word for word the committed one's; of another run its own command, suite and models."""
+    head = ship.card(run, "example", ARCHIVE.stat().st_size).split("# World-Env:")[0]
+    commit = ship.current_commit()
+    assert (
+        head.replace(f"commit {commit}", "commit 1d7ed4b")
+        == CARD.read_text().split("# World-Env:")[0]
+    )
+    other = replace(runs.preset("cpu"), seed=3)
+    assert (
+        ship.made_by(other, "runs/x") == "`python cli.py train --preset cpu --seed 3 --out runs/x`"
+    )
+    assert ship.made_by(replace(other, rounds=2), "runs/x") == "`python cli.py train`"
+    parts = replace(other.simulator.pretrained, unet="owner/name/unet")
+    begun = replace(other, simulator=replace(other.simulator, pretrained=parts))
+    assert "`owner/name/unet`" in ship.origin(begun) and "MIT" not in ship.origin(begun)
+    given = ship.origin(replace(other, demonstrations="data/mine"))
+    assert "data/mine" in given and "MIT" not in given
 
 
 def test_all_of_it_can_be_played_with(run):

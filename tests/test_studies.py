@@ -28,10 +28,11 @@ def results(tmp_path) -> Path:
     return tmp_path / "results"
 
 
-def finished(folder: Path) -> Run:
-    """A run folder with what a committed run measured."""
+def finished(folder: Path, **other) -> Run:
+    """A run folder with what a committed run measured, as if of a seed that none of them has."""
     record = json.loads((RESULTS / "runs" / "dream-0.json").read_text())
-    Run.create(folder, config_from_json(json.dumps(record["config"])))
+    config = config_from_json(json.dumps(record["config"]))
+    Run.create(folder, replace(config, **{"seed": 6, **other}))
     (folder / "stages.json").write_text(json.dumps(record["stages"]))
     return Run.open(folder)
 
@@ -43,6 +44,22 @@ def test_a_run_that_is_added_is_summed_up(results, tmp_path):
     after = json.loads((results / "summary.json").read_text())
     assert after["dream_success"]["n"] == before["dream_success"]["n"] + 1
     assert after["fuzz_cases"] == before["fuzz_cases"]
+
+
+@pytest.mark.parametrize(
+    "other, told",
+    [
+        ({"tasks": ("coffee-push", "dial-turn")}, ("not of the preset cpu (tasks: ", "report")),
+        ({"rounds": 2}, ("(rounds: saved 2, expected 1)", "report")),
+        ({"seed": 0}, ("its seed 0 is among the reported runs", "dream-0.json", "delete")),
+    ],
+)
+def test_a_run_that_is_not_like_the_reported_ones_is_not_added(results, tmp_path, other, told):
+    """A mean over runs of several kinds, or of one seed twice, would be no mean over seeds."""
+    folder = finished(tmp_path / "new", **other).folder
+    before = tree(tmp_path)
+    assert_one_line(in_process("summary", folder, "--out", results), *told)
+    assert tree(tmp_path) == before
 
 
 def test_the_command_of_a_run_makes_it_again():
