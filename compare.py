@@ -86,7 +86,8 @@ def compare(
     progress: Callable[[str, int, int, dict], None],
 ) -> list[dict]:
     """Run what is not finished; a record {"seed", "method", "results", "ledger"} for each seed and
-    method, in order, each once."""
+    method, in order, each once; of RL in a dream also "agreement", the share of test starts whose
+    outcome dream and reality agree on, and "kept", after how many of LOOP's iterations."""
     records = []
     for seed in dict.fromkeys(seeds):
         folder, one = out / f"seed{seed}", replace(config, seed=seed)
@@ -106,9 +107,19 @@ def compare(
                     _share(base, folder / method, settings, RUNS[method])
                     run = _run(folder / method, settings, say, progress)
                 results = run.stages["evaluate"]["results"]["policy"]
-                entry = {"results": results, "ledger": training_ledger(run)}
+                entry = {"results": results, "ledger": training_ledger(run), **_of_the_dream(run)}
             records.append({"seed": seed, "method": method, **entry})
     return records
+
+
+def _of_the_dream(run: Run) -> dict:
+    """Whether its dream is true, and whether the gauge kept what LOOP did there (after the last
+    round)."""
+    found = run.stages["evaluate"].get("agreement")
+    if not found:
+        return {}
+    rl = [stage for name, stage in run.stages.items() if name.split("_")[0] == "rl"]
+    return {"agreement": found["agreement"]["share"], "kept": rl[-1]["kept"]}
 
 
 def variant(config: RunConfig, method: str, base: Run) -> RunConfig:
@@ -262,8 +273,9 @@ def _write_json(path: Path, content) -> None:
 def table(records: list[dict]) -> list[dict]:
     """A row per method: success under each termination, its difference to filtered BC of the same
     seed, and that of "dream" to it ("dream_minus"), each as {"mean", "low", "high", "n"} over seeds
-    (Student's 95 % interval, None with one seed; None in all where nothing was measured), and means
-    of what training has cost: "demonstrations", "real_episodes" beyond them, "real_steps" of both,
+    (Student's 95 % interval, None with one seed; None in all where nothing was measured); so also
+    "agreement", and "loop_kept", in how many of n seeds LOOP's result was kept; and means of what
+    training has cost: "demonstrations", "real_episodes" beyond them, "real_steps" of both,
     "imagined_frames" and "cpu_hours"."""
     filtered, dream = (
         {r["seed"]: r["results"]["oracle"]["mean"] for r in records if r["method"] == method}
@@ -287,6 +299,9 @@ def table(records: list[dict]) -> list[dict]:
         own = {r["seed"]: r["results"]["oracle"]["mean"] for r in mine}
         row["against_filtered_bc"] = _paired(own, filtered) if method != "filtered_bc" else None
         row["dream_minus"] = _paired(dream, own) if method != "dream" else None
+        row["agreement"] = _interval([r["agreement"] for r in mine if "agreement" in r])
+        kept = [r["kept"] > 0 for r in mine if "kept" in r]
+        row["loop_kept"] = {"kept": sum(kept), "n": len(kept)} if kept else None
         rows.append(row)
     return rows
 
@@ -309,7 +324,7 @@ def _interval(values: list[float]) -> dict | None:
 
 
 def markdown(rows: list[dict]) -> str:
-    """The rows as a Markdown table, in percent and points."""
+    """The rows as a Markdown table, in percent (intervals cut at 0 and 100) and points."""
 
     def cell(entry: dict | None, sign: str = "") -> str:
         if entry is None:
@@ -317,26 +332,35 @@ def markdown(rows: list[dict]) -> str:
         text = f"{100 * entry['mean']:{sign}.1f}"
         if entry["low"] is None:
             return f"{text} (n = {entry['n']})"
-        low, high = (f"{100 * entry[end]:{sign}.1f}" for end in ("low", "high"))
+        bounds = (entry["low"], entry["high"]) if sign else _cut(entry)
+        low, high = (f"{100 * bound:{sign}.1f}" for bound in bounds)
         return f"{text} ({low} to {high}, n = {entry['n']})"
 
     lines = [
         "| method | demonstrations | further real episodes | real steps | imagined frames "
         "| processor hours | stop: oracle | stop: reflector | no stop | minus filtered BC, oracle "
-        "| dream minus it, oracle |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| dream minus it, oracle | dream and reality agree | LOOP's result kept |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [cell(row[termination]) for termination in TERMINATIONS]
         cells += [cell(row["against_filtered_bc"], "+"), cell(row["dream_minus"], "+")]
+        kept = row["loop_kept"]
+        cells += [cell(row["agreement"]), f"{kept['kept']} of {kept['n']}" if kept else "-"]
         counts = ("demonstrations", "real_episodes", "real_steps", "imagined_frames")
         cost = [f"{row[name]:,.0f}" for name in counts] + [f"{row['cpu_hours']:.1f}"]
         lines.append(f"| {' | '.join([row['method'], *cost, *cells])} |")
     return "\n".join(lines) + "\n"
 
 
+def _cut(entry: dict) -> tuple[float, float]:
+    """The bounds of a rate: Student's interval does not know that there is no more than all."""
+    return max(entry["low"], 0.0), min(entry["high"], 1.0)
+
+
 def chart(rows: list[dict]) -> bytes:
-    """A PNG: success under each termination, a line per method, with intervals over seeds."""
+    """A PNG: success under each termination, a line per method, with intervals over seeds, cut at 0
+    and 1."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.5 * len(rows) + 1.4), layout="constrained")
@@ -348,9 +372,7 @@ def chart(rows: list[dict]) -> bytes:
         for i, entry in enumerate(row[termination] for row in rows):
             if entry is None:
                 continue
-            bounds = [
-                entry["mean"] if entry[end] is None else entry[end] for end in ("low", "high")
-            ]
+            bounds = [entry["mean"]] * 2 if entry["low"] is None else _cut(entry)
             height = i + 0.2 * (aside - 1)
             axes.plot(bounds, [height] * 2, color=colour)
             axes.plot(entry["mean"], height, **look)

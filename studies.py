@@ -400,6 +400,8 @@ def _equal_rollouts(compared: dict) -> dict[str, dict]:
     """Of the comparison: LOOP in the real simulator with as many rollouts as the dream has had."""
     rows = [row for row in compared["rows"] if row["method"] == "real_equal_rollouts"]
     told, key = {name: compared[name] for name in ORIGIN}, "simulator_loop_equal_rollouts"
+    # A comparison of runs of several commits says so by hand: "commits", by method.
+    told["commit"] = compared.get("commits", {}).get("real_equal_rollouts", told["commit"])
     summary = {}
     for row in rows:
         success, spent = dict(row["oracle"]), {"low": None, "high": None, "n": row["oracle"]["n"]}
@@ -593,6 +595,6 @@ def _put(summary: dict, key: str, records: list[dict], value: Callable[[dict], f
         "high": finite[1],
         "n": len(records),
         "command": "; ".join(sorted({r["command"] for r in records})),
-        "commit": ", ".join(sorted({r["commit"] for r in records})),
+        "commit": ", ".join(sorted({c for r in records for c in r["commit"].split(", ")})),
         "hardware": "; ".join(sorted({r["stages"]["evaluate"]["hardware"] for r in records})),
     }

@@ -243,6 +243,17 @@ def test_the_method_is_paired_with_each_other_one():
     assert rows["dream"]["against_filtered_bc"]["mean"] == pytest.approx(0.4)
 
 
+def test_the_dreams_of_the_methods_are_told():
+    """Whether they are true, and in how many seeds the gauge kept what LOOP did."""
+    dreams = [record("dream", seed, 0.8) | {"agreement": 0.9, "kept": 4 * seed} for seed in (0, 1)]
+    sft, *_, dream = compare.table(RECORDS + dreams)
+    assert sft["agreement"] is None and sft["loop_kept"] is None
+    assert dream["agreement"] == pytest.approx({"mean": 0.9, "low": 0.9, "high": 0.9, "n": 2})
+    assert dream["loop_kept"] == {"kept": 1, "n": 2}
+    last = compare.markdown([sft, dream]).splitlines()[-1]
+    assert last.endswith("| 90.0 (90.0 to 90.0, n = 2) | 1 of 2 |")
+
+
 def test_one_seed_has_no_interval():
     rows = compare.table([record("sft", 4, 0.5), record("filtered_bc", 4, 0.25)])
     assert rows[0]["oracle"] == {"mean": 0.5, "low": None, "high": None, "n": 1}
@@ -260,13 +271,14 @@ def test_markdown():
     assert lines[2] == (
         "| sft | 1 | 0 | 30 | 3,000 | 1.7 | 60.0 (35.2 to 84.8, n = 3) "
         "| 30.0 (30.0 to 30.0, n = 3) | 30.0 (17.6 to 42.4, n = 3) "
-        "| +20.0 (-23.0 to +63.0, n = 3) | - |"
+        "| +20.0 (-23.0 to +63.0, n = 3) | - | - | - |"
     )
     assert lines[3].startswith("| real_equal_budget | 0 | 135 | 500 | 0 | 0.0 | 80.0 (")
     assert " | - | " in lines[3]
-    assert lines[4].endswith("| - | - |")
+    assert "(0.0 to 100.0, n = 2)" in lines[3]  # Student's is -47.1 to 207.1
+    assert lines[4].endswith("| - | - | - | - |")
     one = compare.markdown(compare.table([record("sft", 0, 0.5)]))
-    assert "| sft | 0 | 0 | 0 | 0 | 0.0 | 50.0 (n = 1) | - | 25.0 (n = 1) | - | - |" in one
+    assert "| sft | 0 | 0 | 0 | 0 | 0.0 | 50.0 (n = 1) | - | 25.0 (n = 1) | - | - | - | - |" in one
 
 
 @pytest.mark.parametrize("records", [RECORDS, RECORDS[:1], RECORDS[3:4]])

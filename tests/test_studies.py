@@ -85,7 +85,7 @@ def test_equal_rollouts_come_from_the_comparison(results):
     (row,) = [row for row in compared["rows"] if row["method"] == "real_equal_rollouts"]
     success = found["simulator_loop_equal_rollouts_success"]
     assert [success[k] for k in ("value", "low", "high", "n")] == list(row["oracle"].values())
-    assert success["commit"] == compared["commit"]
+    assert success["commit"] == compared["commits"]["real_equal_rollouts"] == "e7e64d1, 29b996c"
     assert found["simulator_loop_equal_rollouts_real_episodes"]["value"] == row["real_episodes"]
 
 
