@@ -139,7 +139,7 @@ def train_command(
     rounds: Annotated[int | None, typer.Option(help="How often explore to rl are run.")] = None,
     starts: Annotated[int | None, typer.Option(help="Test starts per task.")] = None,
     plain: Annotated[
-        bool, typer.Option("--plain", help="LOOP as in the paper: no branching, no time penalty.")
+        bool, typer.Option("--plain", help="LOOP as in the paper: noise in every decision.")
     ] = False,
     stop_rule: Annotated[
         str | None,
@@ -252,6 +252,7 @@ def build_config(
     from dataclasses import replace
 
     import runs
+    from ppo import PLAIN
 
     config = runs.with_pretrained(runs.preset(preset), pretrained)
     config = runs.with_simulator_models(config, simulator_models)
@@ -261,7 +262,7 @@ def build_config(
         in_range("--iterations", iterations, 1)
         config = both_loops(config, iterations=iterations)
     if plain:
-        config = both_loops(config, branch=0, noise=1.0, time_penalty=0.0)
+        config = both_loops(config, **PLAIN)
     names = chosen_tasks(suite, tasks)
     if names:
         config = runs.with_tasks(config, names)

@@ -8,7 +8,7 @@ Paper's section: "RL post-training". What is kept and what is not:
     2. kept     no critic, no whitening of advantages, clip eps = 0.1
     3. kept     the ratio from the log-probabilities of the Laplace policy, r = 1 at the first step
     4. departs  *branching*: see `branch_rollouts`; with `branch=0` rollouts are the paper's
-                (`plain_rollouts`), and `train --plain` sets all that 5 and 7 add back as well
+                (`plain_rollouts`), and `train --plain` takes back the penalty of 5 and all of 7
     5. departs  the return may carry a small time penalty, so that a group in which all succeed
                 still has spread; and it is 0 where nothing stopped the episode
     6. departs  every weight of the small policy is trained with one rate (no LoRA: there is no
@@ -46,7 +46,7 @@ from tasks import Start
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """The RL settings; the defaults are the recipe that paid (results/RECIPE.md).
+    """The RL settings; the defaults paid in the real simulator (results/RECIPE.md).
 
     # DEVIATION: the paper explores at the policy's own scale, learns from every decision and makes
     #   all passes; here `noise`, `time_penalty`, `decisions` and `max_kl`; because a small policy
@@ -72,7 +72,8 @@ class LoopConfig:
     learning_rate: float = 4e-5  # at 1e-4 Adam's first steps already clip 60 % of the ratios
     # of LoRA on a pretrained backbone [paper]; the heads then have `learning_rate` [paper: 1e-5]
     adapter_rate: float = 1e-4
-    max_kl: float = 0.05  # stop an iteration's passes when the approximate KL exceeds this
+    # no further pass in an iteration when the approximate KL before a pass's steps exceeds this
+    max_kl: float = 0.05
 
     def __post_init__(self) -> None:
         if self.rollouts < 2:
@@ -80,6 +81,11 @@ class LoopConfig:
                 f"LoopConfig.rollouts: got {self.rollouts}, expected 2 or more "
                 "(leave-one-out needs others)"
             )
+
+
+PLAIN: dict[str, Any] = {  # the paper's loop, but for the 0 of `_returns`
+    "branch": 0, "noise": 1.0, "time_penalty": 0.0, "decisions": 1_000_000, "max_kl": 1000.0,
+}  # fmt: skip
 
 
 @dataclass
@@ -96,9 +102,8 @@ class Rollouts:
     decision: np.ndarray  # (M,) its number among the noisy decisions of that rollout
     returns: np.ndarray  # (G, N) float32
     success: np.ndarray  # (G, N) bool
-    mean_success: (
-        float  # share of successes of the mean policy from the starts (nan for plain rollouts)
-    )
+    # share of successes of the mean policy from the starts (nan for plain rollouts)
+    mean_success: float
     decisions: int  # decisions played in all
 
 
@@ -232,35 +237,6 @@ class Explorer:
         tokens, sample, log_prob = (torch.cat(columns[i]) for i in (2, 3, 4))
         drawn = (image, state, tokens, sample, log_prob, member, decision)
         return Rollouts(*drawn, returns, success, mean_success, decisions)
-
-
-class LateExplorer(Explorer):
-    """For one batch of exploration episodes: the mean policy up to a decision drawn for each slot
-    (uniform over the first half of the horizon), from there one push, the same in every chunk to
-    the end. (LOOP's own branches draw anew in each of their few noisy decisions.)
-
-    # DEVIATION: the paper explores with the policy's Laplace noise in every decision; here with one
-    #   held draw, late and 1.5 times as wide; because jolts cancel out, and a push that is held
-    #   moves things by centimetres: there simulator and reflector see what success depends on.
-    """
-
-    def __init__(self, policy: Policy, noise: float, horizon: int, generator: torch.Generator):
-        super().__init__(policy, noise, shared=True, generator=generator, held=True)
-        self.horizon, self.decision = horizon, 0
-
-    def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
-        if self.decision == 0:
-            everywhere = len(running) * processes.world()
-            draws = processes.share(torch.rand(everywhere, generator=self.generator).numpy())
-            self.begins = draws * self.horizon / 2
-            self._uniform(running, 1)  # drawn now, in all processes, whenever it is needed
-        late = running & (self.begins <= self.decision)
-        self.decision += 1
-        chunks = self.policy.act(observation, running)
-        if late.any():
-            chunks[late] = super().act(observation, late)[late]
-            self.rows.clear()  # nothing learns from these by PPO
-        return chunks
 
 
 def _to_the_end(
@@ -488,12 +464,10 @@ def update(
         "success": float(rollouts.success.mean()),
         "mean_policy_success": rollouts.mean_success,
     }
-    infos: list[dict] = []
-    passes = 0
     trained = [p for p in policy.parameters() if p.requires_grad]
     # Without any signal no step is made:
     # Adam's momentum of earlier iterations must not move weights.
-    for _ in range(config.epochs if len(rows) else 0):
+    for number in range(1, 1 + (config.epochs if len(rows) else 0)):
         order = rows[torch.randperm(len(rows), generator=generator)]
         passed: list[dict] = []  # of the minibatches of this pass
         for mb in order.split(config.minibatch):
@@ -508,17 +482,15 @@ def update(
             passed.append(processes.add_up(trained, info))
             clip_gradients(trained, passed[-1]["loss"], "LOOP")
             optimizer.step()
-        infos += passed
-        passes += 1
-        if np.mean([info["kl"] for info in passed]) > config.max_kl:
-            break
-    if infos:
-        metrics["first_ratio"] = infos[0]["ratio"]
+        metrics.setdefault("first_ratio", passed[0]["ratio"])
+        # Of this pass, each measured before its step: the very first are 0.
         metrics |= {
-            name: float(np.mean([i[name] for i in infos]))
+            name: float(np.mean([info[name] for info in passed]))
             for name in ("clip_fraction", "kl", "scale")
         }
-        metrics["epochs"] = passes
+        metrics["epochs"] = number
+        if metrics["kl"] > config.max_kl:
+            break
     return metrics
 
 

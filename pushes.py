@@ -2,7 +2,7 @@
 
 Paper's section: "RL post-training" moves the mean of the policy towards the noise that paid. Every
 exploration episode of this project is such a trial in reality: the mean policy up to a decision,
-from there one *push*, the same in every chunk (ppo.LateExplorer), and a true outcome. Here the same
+from there one *push*, the same in every chunk (`LateExplorer`), and a true outcome. Here the same
 push is made from the same moment in the dream, and both outcomes are regressed on the pushes:
 
     y_i = c + b . u_i,    (c, b) = argmin  sum_i (y_i - c - b . u_i)^2 + |b|^2
@@ -22,17 +22,53 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+import processes
 from demos import Episode
 from dreams import moment
 from evaluate import wilson_share
 from fit import device_of
 from policy import Policy, seen_along, to_tensors
-from ppo import play_branches
+from ppo import Explorer, play_branches
 from worldenv import WorldEnv
 
 LARGEST = 4.0  # scales; the few larger pushes count as this: Laplace noise has long tails
 CLEAR = 2.0  # standard errors from 0: an effect whose sign is known,
 FEWEST = 20  # if so many pushes of the task or more have shown it
+
+
+class LateExplorer(Explorer):
+    """For one batch of exploration episodes: the mean policy up to a decision drawn for each slot
+    (uniform over the first half of the horizon), from there one push, the same in every chunk to
+    the end. (LOOP's own branches draw anew in each of their few noisy decisions.)
+
+    # DEVIATION: the paper explores with the policy's Laplace noise in every decision; here with one
+    #   held draw, late and `noise` times as wide (1.5; LIBERO: 0.5); because jolts cancel out, and
+    #   a push that is held moves things by centimetres: there simulator and reflector see what
+    #   success depends on.
+    """
+
+    def __init__(self, policy: Policy, noise: float, horizon: int, generator: torch.Generator):
+        super().__init__(policy, noise, shared=True, generator=generator, held=True)
+        self.horizon, self.decision = horizon, 0
+
+    def draw(self, running: np.ndarray) -> None:
+        """When each slot's push begins, and the pushes: once a batch, in every process, as also one
+        that plays none of its starts has to draw."""
+        everywhere = len(running) * processes.world()
+        draws = processes.share(torch.rand(everywhere, generator=self.generator).numpy())
+        self.begins = draws * self.horizon / 2
+        self._uniform(running, 1)
+
+    def act(self, observation: dict, running: np.ndarray) -> np.ndarray:
+        if self.decision == 0:
+            self.draw(running)
+        late = running & (self.begins <= self.decision)
+        self.decision += 1
+        chunks = self.policy.act(observation, running)
+        if late.any():
+            chunks[late] = super().act(observation, late)[late]
+            self.rows.clear()  # nothing learns from these by PPO
+        return chunks
 
 
 @dataclass

@@ -258,7 +258,7 @@ RL_METRICS = {
     "mixed": "share of groups with both outcomes; below 0.05 there is hardly any signal",
     "first_ratio": "ratio before the first update; must be 1",
     "clip_fraction": "share of ratios outside 1 +- eps; above 0.5 the steps are too large",
-    "kl": "approximate KL to the policy that drew the rollouts",
+    "kl": "approximate KL to the policy that drew the rollouts, before the last pass",
     "scale": "mean Laplace scale of the policy",
 }
 

@@ -67,7 +67,8 @@ from gauge import Gauge, known_starts, probe_starts, real_starts
 from kinematics import episode_batches
 from novelty import Novelty, NoveltyGauge
 from policy import Policy, imitation_batches, mean_chunks
-from ppo import LateExplorer, loop, no_signal
+from ppo import loop, no_signal
+from pushes import LateExplorer
 from reflector import (
     Reflector,
     calibrate,
@@ -100,11 +101,8 @@ def train(
     progress: Callable[[str, int, int, dict], None],
     until: str | None = None,
 ):
-    """Run every stage that is not finished; `say` gets one line per stage,
-    `progress` (stage, step, steps, metrics).
-
-    until: the last stage to run (default all).
-    """
+    """Run every stage that is not finished, up to `until` (default: all); `say` gets one line per
+    stage, `progress` (stage, step, steps, metrics)."""
     stages = {
         "demos": stage_demos,
         "sft": stage_sft,
@@ -151,8 +149,8 @@ def round_of(name: str) -> tuple[str, int]:
 
 
 def _offset(config: RunConfig) -> int:
-    """Where in the demonstration and exploration splits this seed's starts begin:
-    no two seeds share a start."""
+    """Where in the demonstration and exploration splits this seed's starts begin: no two seeds
+    share one, as long as a task takes no more than 1000."""
     return config.seed * 1000
 
 
@@ -180,7 +178,7 @@ def stage_demos(run: Run, real: RealWorkers, progress) -> dict:
     else:
         env = real.open()
         episodes = demos.collect_expert(env, config.tasks, config.demos, _offset(config))
-        camera = env.camera
+        camera = env.camera if processes.is_main() else None  # another may have played nothing
     decisions = sum(len(episode) for episode in episodes)
     if processes.is_main():
         for path in run.episodes_folder.glob("episode_*.safetensors"):
@@ -243,9 +241,8 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
         policy = _explorer(run, policy, demonstrations + good, progress)
     episodes += explored(policy, begin + first, count - first)
     if processes.is_main():
-        # More than that was left by a run that was killed inside this stage.
         for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[earlier:]:
-            path.unlink()
+            path.unlink()  # left by a run that was killed inside this stage
         demos.save(run.episodes_folder, episodes, config.env, real.open().camera)
     rate = np.mean([e.succeeded for e in episodes])
     spent = real.count()
@@ -274,6 +271,8 @@ def _explored(
         explorer = LateExplorer(policy, noise, env.config.horizon, generator)
         some = starts[first : first + slots]
         episodes += play(env, some, explorer.act, "exploration", DECISIONS_AFTER_SUCCESS)
+        if explorer.decision == 0:  # it had no start of this batch, and stays in step
+            explorer.draw(np.zeros(env.num_envs, bool))
     return episodes
 
 

@@ -134,6 +134,7 @@ def test_options_of_train_reach_the_settings():
     for loop in (config.loop, config.real_loop):
         assert (loop.iterations, loop.branch) == (5, 0)
         assert (loop.noise, loop.time_penalty) == (1.0, 0.0)
+        assert loop.decisions > 8 * 32 * 30 and loop.max_kl > 100  # all rows, all passes
     untouched = cli.build_config("debug", "", None, 0, "dream", None, None, None, plain=False)
     assert untouched == runs.preset("debug")
     given = cli.build_config("debug", "", None, 0, "dream", None, None, None, False, "novelty")

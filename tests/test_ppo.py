@@ -10,7 +10,6 @@ import torch
 
 from policy import Policy, PolicyConfig, laplace_log_prob, to_float
 from ppo import (
-    LateExplorer,
     LoopConfig,
     backward,
     branch_rollouts,
@@ -23,6 +22,7 @@ from ppo import (
     plain_rollouts,
     update,
 )
+from pushes import LateExplorer
 from tasks import Start
 from vlm import tokenize
 

@@ -270,6 +270,27 @@ def test_commands_that_are_not_shared_refuse(monkeypatch, command):
     processes.check_command("evaluate")
 
 
+def test_a_process_may_have_no_demonstration_to_play(tmp_path, monkeypatch):
+    """As the seventh of eight with five a task: it has seen no camera either, and needs none."""
+    config = runs.preset("debug")
+    given = [random_episode(s, 3, 64, task) for task in config.tasks for s in range(config.demos)]
+    for episode in given:
+        episode.success[-1] = 1
+    monkeypatch.setattr(processes, "world", lambda: 8)
+    monkeypatch.setattr(processes, "rank", lambda: 6)
+    own: list[list] = []  # of each task
+
+    def gather(part: list) -> list:
+        own.append(part)
+        return [episode for episode in given if episode.task == config.tasks[len(own) - 1]]
+
+    monkeypatch.setattr(processes, "gather", gather)
+    with train.RealWorkers(config) as real:
+        done = train.stage_demos(runs.Run(tmp_path, config), real, None)
+    assert own == [[], []] and done["ledger"]["demonstrations"] == len(given)
+    assert not any(tmp_path.iterdir())  # the main process writes
+
+
 def test_accelerate_that_started_one_process_of_two(monkeypatch):
     """As `accelerate launch --cpu --num_processes 2` does."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")

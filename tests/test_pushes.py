@@ -7,8 +7,15 @@ from test_branches import Contrary
 from test_trust import CONFIG, HORIZON, TASKS, Bright, Deaf, Faithful, Push, Reality
 
 from demos import play
-from ppo import LateExplorer
-from pushes import FEWEST, LARGEST, dream_pushes, effects, push_report, recover_pushes
+from pushes import (
+    FEWEST,
+    LARGEST,
+    LateExplorer,
+    dream_pushes,
+    effects,
+    push_report,
+    recover_pushes,
+)
 from tasks import Start
 from worldenv import WorldEnv
 
