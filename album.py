@@ -91,7 +91,8 @@ class Album(nn.Module):
             distance = |WEIGHT (s - s_page)| + SCENE_WEIGHT mean |thumbnail(o_0) - that of the page|
 
         owner: (B,) numbers of episodes whose own pages do not count. While the simulator trains it
-        must not be shown the very frame that it is asked for.
+        must not be shown the very frame that it is asked for. (Dreams along training episodes may
+        find their own pages.)
         """
         distance = torch.cdist(state * self.weight, self.states * self.weight)
         distance = distance + SCENE_WEIGHT * scene

@@ -17,7 +17,8 @@ imagined picture in the dream. The two are therefore the same amount of experien
 episodes is off the clock in both.
 
 Absolute times depend on what else the machine does. What is compared is therefore measured in
-turns, several times in one run (`alternate`), and a ratio is taken within each turn. Every figure
+turns, several times in one run (`alternate`), and a ratio is taken within each turn
+(but the denoiser's share, whose measure is the fastest matrix product of all turns). Every figure
 is a median with the lowest and the highest.
 """
 

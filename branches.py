@@ -33,6 +33,7 @@ from vecenv import VecRealEnv, stopped_by_the_oracle
 from worldenv import WorldEnv
 
 DRAWS = 1000  # of the bootstrap
+FEWEST = 5  # groups that vary, for an interval
 
 
 def branch_truth(
@@ -46,12 +47,12 @@ def branch_truth(
 ) -> dict:
     """Branch from `groups` moments of recorded episodes, in the dream and in reality.
 
-    episodes: real ones that nothing was trained on, their tasks taken in turn; loop: its rollouts,
-    branch and noise. Returns "groups", "rollouts", "noisy_decisions", "agreement": share of
-    branches {"share", "low", "high"} (Wilson; branches of one moment are not independent, so it is
-    somewhat too narrow), "mixed": share of moments from which some branches succeed in reality and
-    some do not, "within": {"value", "low", "high"} with a bootstrap interval over moments, None
-    where nothing varies.
+    episodes: real ones that simulator and reflector have not seen (the policy has imitated their
+    successes), their tasks taken in turn; loop: its rollouts, branch and noise. Returns "groups",
+    "rollouts", "noisy_decisions", "agreement": share of branches {"share", "low", "high"} (Wilson;
+    branches of one moment are not independent, so it is somewhat too narrow), "mixed": share of
+    moments from which some branches succeed in reality and some do not, "within": {"value", "low",
+    "high"} with a bootstrap interval over moments, None where fewer than FEWEST moments vary.
     """
     rng = np.random.default_rng(seed)
     moments = draw_moments(episodes, groups, rng)
@@ -148,9 +149,11 @@ def within(dreamt: np.ndarray, real: np.ndarray) -> float | None:
 
 
 def within_interval(dreamt: np.ndarray, real: np.ndarray, rng) -> dict | None:
-    """`within` with the 95 % interval of a bootstrap over groups."""
+    """`within` with the 95 % interval of a bootstrap over groups; None where fewer than FEWEST
+    groups vary in one of the worlds: drawing these few anew says nothing of others."""
+    vary = min(int((np.ptp(world, axis=1) > 0).sum()) for world in (dreamt, real))
     value = within(dreamt, real)
-    if value is None:
+    if value is None or vary < FEWEST:
         return None
     picks = (rng.integers(len(real), size=len(real)) for _ in range(DRAWS))
     drawn = [x for p in picks if (x := within(dreamt[p], real[p])) is not None]

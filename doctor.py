@@ -24,8 +24,8 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)  # what requirements.txt is pinn
 GB = 1e9  # bytes
 MIN_MEMORY_GB = 2.0  # available; a round lower bound, below which training is sure to be killed
 MIN_DISK_GB = 1.0  # free where runs/ is written; a round lower bound too
-# Linux's names for "multiplies matrices in bfloat16 in hardware": x86 vectors, x86 tiles, ARM
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+# Linux's names for "multiplies matrices in bfloat16 in hardware", as `fit.bf16_autocast` asks
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 @dataclass(frozen=True)

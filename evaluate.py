@@ -236,9 +236,11 @@ def dream_agreement(world, policy, episodes: list[Episode]) -> dict:
 
 def _rank_interval(imagined: np.ndarray, real: np.ndarray, tasks: np.ndarray) -> list | None:
     """2.5th and 97.5th percentile of `_spearman` over 500 draws of every task's starts, with
-    replacement; None where it is undefined in most."""
+    replacement; None where it is undefined in most, or where a task has one start only."""
     rng, ranks = np.random.default_rng(0), []
     rows = [np.flatnonzero(tasks == name) for name in dict.fromkeys(tasks)]
+    if min(map(len, rows)) < 2:
+        return None
     for _ in range(500):
         drawn = [rng.choice(some, len(some)) for some in rows]
         ranks.append(_spearman(*([kind[at].mean() for at in drawn] for kind in (imagined, real))))

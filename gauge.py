@@ -20,8 +20,9 @@ others, and ends when none is left.
 The real episodes of the probes are counted in the ledger. Their starts are the last of the "rl"
 split: neither development nor test starts ever decide anything here.
 
-# DEVIATION: the paper trains for a fixed number of steps; here a counted handful of real episodes
-#   says when to stop; because the dream's own success rises whether or not the real one does.
+# DEVIATION: the paper trains for a fixed number of steps and keeps what comes out; here a counted
+#   handful of real episodes says when to stop, which tasks to leave out, and whether to keep any of
+#   it; because the dream's own success rises whether or not the real one does.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def play_both(
     """The mean policy from the same real starts in reality and in the dream: two lists of episodes.
 
     Both end at the first success: reality's own, and what the reflector takes for one (success[t]
-    of a dreamt episode is its verdict). Nothing is drawn at random in either.
+    of a dreamt episode is its verdict). With one denoising step nothing is drawn at random.
     """
     real = play(env, starts, policy.act, "evaluation", after_success=0)
     world = WorldEnv(simulator, reflector, start_frames(real), len(starts), config, seed)

@@ -192,7 +192,7 @@ class Kinematics(nn.Module):
     def _smooth(self, state, previous, target, action) -> torch.Tensor:
         """s_t and s_{t-1} (B, S), g_t (B, 3), a_t (B, K, A) -> s_{t+1} (B, S).
 
-        s_{t+1} = s_t + unit * (W z + f(z)),
+        s_{t+1} = clip(s_t + unit * (W z + f(z))) to the robot's limits,
         z = (s_t - middle) / 5 unit, (s_t - s_{t-1}) / unit, (g_t - s_t) / unit, a_t
         """
         far = [state - self.middle, state - previous, target - state[:, :3], action.flatten(1)]

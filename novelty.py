@@ -11,6 +11,8 @@ real hands are is an uncertainty signal that costs nothing real:
     imagined   .58  .66  .72  .80
     iteration   0    5    10   15   <- strayed: the policy of the third probe is kept
 
+The dreams that are judged begin where held-out episodes did; LOOP's may begin there too.
+
 It is the alternative to gauge.py (`RunConfig.stop_rule`), which plays a counted handful of real
 episodes; a run with that gauge logs this signal too, so that the two can be compared.
 

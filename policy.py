@@ -63,8 +63,12 @@ class PolicyConfig:
     # width.
     width: int = 32
     hidden: int = 384  # width of the two-layer trunk after the image is read
-    min_log_scale: float = -3.0  # exp(-3) = 0.05: below it PPO's ratio becomes too sensitive
-    max_log_scale: float = -0.7  # exp(-0.7) = 0.5: half of the action range
+    # exp(-3) = 0.05: below it PPO's ratio becomes too sensitive. exp(-0.7) = 0.5.
+    # DEVIATION: the paper names no bounds of its scale; here two, and a scale beyond them gets no
+    #   gradient; because imitation of few demonstrations leaves errors near 0, and most scales then
+    #   stand at the lower one: so they do after SFT, and in LOOP.
+    min_log_scale: float = -3.0
+    max_log_scale: float = -0.7
     robot: Robot = field(default_factory=Robot)
     vocabulary: int = VOCABULARY  # tokens that it knows
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)

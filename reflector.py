@@ -217,6 +217,10 @@ def frame_batches(episodes, batch: int, seed: int):
 
     Of the others the later of two draws is taken: it is near the end of an episode, by the goal,
     that success is hard to tell; at the start nothing has happened yet.
+
+    # DEVIATION: the paper's BCE is over the frames as they are recorded; here half of them are
+    #   successes, the others rather late ones, and dreams of the episodes are among them
+    #   (`train.stage_reflector`); because few frames are successes, and R has to judge dreams.
     """
     tasks = sorted({episode.task for episode in episodes})
     pools = {
@@ -271,7 +275,7 @@ def judge_episodes(reflector: Reflector, episodes) -> list[np.ndarray]:
 
 
 def calibrate_probabilities(reflector: Reflector, episodes) -> None:
-    """Platt scaling on held-out episodes, real or dreamt:
+    """Platt scaling on episodes held out from the reflector, real or dreamt:
     R becomes the share of frames like this one that are successes.
 
     (a, b) = argmin BCE(sigmoid(a z + b), y)
@@ -295,7 +299,8 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
 
 
 def calibrate(reflector: Reflector, episodes, dreams) -> tuple[float, float]:
-    """Set both thresholds from held-out episodes and dreams of them (which keep the real labels),
+    """Set both thresholds from episodes that the reflector was not trained on, though the simulator
+    was (`train.held_out`), and dreams of them (which keep the real labels),
     each to one of ETAS. Of equally good ones the middle is taken: it is farthest from both ends,
     where verdicts get worse. Returns (on real frames, in dreams):
 
@@ -307,8 +312,9 @@ def calibrate(reflector: Reflector, episodes, dreams) -> tuple[float, float]:
     more falsely than FALSE_STOPS, the largest is taken.
 
     # DEVIATION: the paper has eta = 0.5 and takes R as it is; here R is scaled on held-out frames,
-    #   eta is chosen on them, and in dreams for each task (`eta_of_each_task`); because a small
-    #   reflector, trained on balanced batches, is sure too early [measured here].
+    #   eta is chosen on them, and in dreams for each task by further real episodes
+    #   (`eta_of_each_task`), so that a stop may pay as little as eta; because a small reflector,
+    #   trained on balanced batches, is sure too early [measured here].
     """
     curves, dreamt = (judge_episodes(reflector, some) for some in (episodes, dreams))
     fit = [eta for eta in ETAS if false_stops(curves, episodes, eta) <= FALSE_STOPS] or [ETAS[-1]]

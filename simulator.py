@@ -400,6 +400,10 @@ def transition_batches(episodes, batch: int, seed: int, own_rollouts=None):
 
     own_rollouts(step): a list of (dream, real, begin), see dreams.OwnRollouts; if there are any,
     half of the rows remember dreamt frames and states, and are asked for the real next frame.
+
+    # DEVIATION: the paper trains on recorded frames with one weight for all pixels; here half of
+    #   the rows remember the simulator's own, and moving pixels weigh more, those by the hand most
+    #   (`Simulator.forward`); because errors add up along a dream, and success is decided there.
     """
     number = {(e.task, e.seed): i for i, e in enumerate(episodes)}  # as `album.Album.fill` counts
     tasks = sorted({episode.task for episode in episodes})

@@ -323,6 +323,7 @@ def stage_dream_bc(run: Run, real: RealWorkers, progress, number: int = 1) -> di
 
         loss = |pi(frame) - mu|,  frame real or dreamt, mu = filtered BC's mean on the real one
 
+    and 0.1 times the scale head's loss about it: the scale then says how far the two are apart.
     What the dream gets wrong, an object that fades or lags behind, is then no reason for the policy
     to act otherwise than in reality. No further real episode is needed."""
     config, full = run.config, run.config.filtered_bc
