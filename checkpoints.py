@@ -55,6 +55,9 @@ def load_part(path: Path, part: nn.Module, description: dict) -> None:
         raise BadRun(f"{path}: weights do not fit the model; {AGAIN}") from error
     except BadCheckpoint as error:  # they were trained on another pretrained model
         raise BadRun(f"{path}: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise BadRun(f"{path}: {name} has numbers that are not finite; {AGAIN}")
     part.eval()
 
 
@@ -106,7 +109,7 @@ def check_settings(path: Path, description: dict) -> None:
     if saved != expected:
         raise BadRun(
             f"{path}: made with other settings than this run's "
-            f"({first_difference(saved, expected)})"
+            f"({first_difference(saved, expected)}); {AGAIN}"
         )
 
 

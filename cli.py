@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 # First, because it tells in one line where typer or rich are missing.
-from terminal import HERE, OneLineErrors, StageDisplay, check_device, check_output  # isort: skip
-from terminal import new_files, print_result, take_back  # isort: skip
+from terminal import HERE, OneLineErrors, StageDisplay, check_device, check_files  # isort: skip
+from terminal import check_output, new_files, print_result, take_back  # isort: skip
 import typer
 from rich.console import Console
 
@@ -268,7 +268,7 @@ def build_config(
         config = runs.with_tasks(config, names)
     given: dict[str, Any] = {
         "rounds": None if rounds is None else in_range("--rounds", rounds, 1, 9),
-        "test_starts": None if starts is None else in_range("--starts", starts, 1),
+        "test_starts": None if starts is None else in_range("--starts", starts, 1, 100_000),
         "demos": demos,
         "seed": seed,
         "rl_env": env,
@@ -420,12 +420,13 @@ def ship_command(
 ) -> None:
     """Pack what `imagine` and `play` need of a finished run into one small archive."""
     from runs import Run
-    from ship import ENDING, ship
+    from ship import ENDING, card_of, ship
 
-    if not out.name.endswith(ENDING):
-        raise ValueError(f"--out: got {str(out)!r}; expected a file that ends in {ENDING}")
+    if not out.name.endswith(ENDING) or out.name == ENDING:
+        raise ValueError(f"--out: got {str(out)!r}; expected a file named NAME{ENDING}")
     run = Run.open(folder)
     check_output(out.parent, PICTURES_MB)
+    check_files(out, card_of(out))
     print(f"{out}: {ship(run, out) / 1e6:.2f} MB")
 
 
@@ -488,6 +489,7 @@ def expert_command(
     check_playable(names)
     in_range("--starts", starts, 1)
     check_output(out.parent, 1)
+    check_files(out)
     command = f"python cli.py expert --suite {suite} --starts {starts}"
     command += f" --tasks {tasks}" if tasks else ""
     studies.measure_expert(suite, names, starts, out, command, partial(print, flush=True))
@@ -576,6 +578,7 @@ def bench_command(
     if out.suffix != ".json":
         raise ValueError(f"--out: got {str(out)!r}; expected a file that ends in .json")
     check_output(out.parent, 1)
+    check_files(out, out.with_suffix(".md"), out.with_suffix(".png"))
     finished = None if run is None else Run.open(run)
     if finished is None:
         config = build_config(preset, "", None, 0, "dream", None, None, None, False)

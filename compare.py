@@ -255,6 +255,7 @@ def _read(path: Path) -> dict:
     """An entry that is finished."""
     try:
         entry = parse_json(path.read_text())
+        float(entry["results"]["oracle"]["mean"])
         return {"results": entry["results"], "ledger": entry["ledger"]}
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(

@@ -23,14 +23,16 @@ import numpy as np
 import torch
 
 import processes
-from demos import Episode
+from demos import Episode, play
 from dreams import moment
 from evaluate import wilson_share
 from fit import device_of
 from policy import Policy, seen_along, to_tensors
 from ppo import Explorer, play_branches
+from tasks import Start
 from worldenv import WorldEnv
 
+DECISIONS_AFTER_SUCCESS = 3  # decisions, so that the reflector sees frames after success
 LARGEST = 4.0  # scales; the few larger pushes count as this: Laplace noise has long tails
 CLEAR = 2.0  # standard errors from 0: an effect whose sign is known,
 FEWEST = 20  # if so many pushes of the task or more have shown it
@@ -69,6 +71,21 @@ class LateExplorer(Explorer):
             chunks[late] = super().act(observation, late)[late]
             self.rows.clear()  # nothing learns from these by PPO
         return chunks
+
+
+def explored(
+    env, policy: Policy, starts: list[Start], noise: float, generator: torch.Generator
+) -> list[Episode]:
+    """Real episodes of the policy with a push from `starts`, as many at a time as all processes
+    have slots. env: vecenv.VecRealEnv."""
+    episodes, slots = [], env.num_envs * processes.world()
+    for first in range(0, len(starts), slots):
+        explorer = LateExplorer(policy, noise, env.config.horizon, generator)
+        some = starts[first : first + slots]
+        episodes += play(env, some, explorer.act, "exploration", DECISIONS_AFTER_SUCCESS)
+        if explorer.decision == 0:  # it had no start of this batch, and stays in step
+            explorer.draw(np.zeros(env.num_envs, bool))
+    return episodes
 
 
 @dataclass

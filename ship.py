@@ -95,8 +95,18 @@ def ship(run: Run, archive: Path) -> int:
     about = card(run, name, len(data))
     archive.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(archive, data)
-    write_atomically(archive.with_name(f"{name}.md"), about.encode())
+    write_atomically(card_of(archive), about.encode())
     return len(data)
+
+
+def card_of(archive: Path) -> Path:
+    """Where the card goes. BadRun where another text is there."""
+    path = archive.with_name(f"{archive.name.removesuffix(ENDING)}.md")
+    if path.is_file() and not path.read_bytes().startswith(f"# {archive.name}\n".encode()):
+        raise BadRun(
+            f"{path}: not the card of {archive}; expected none or that; choose another --out"
+        )
+    return path
 
 
 def packed(files: dict[str, bytes]) -> bytes:

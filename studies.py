@@ -197,17 +197,18 @@ def collect(run_folders: list[Path], results: Path) -> None:
     for folder in run_folders:
         run = Run.open(folder)
         if "evaluate" not in run.stages:
-            raise BadRun(
-                f"{folder}: not finished (no evaluate stage); run train again to finish it"
-            )
-        target = results / "runs" / f"{Path(folder).name}.json"
+            raise BadRun(f"{folder}: not finished (no evaluate stage); run train again")
+        target = results / "runs" / f"{Path(folder).resolve().name}.json"
+        settings = json.loads((run.folder / "config.json").read_text())
+        if target in new or (target.is_file() and _record(target)["config"] != settings):
+            raise BadRun(f"{folder}: {target} is of another run; give the folder another name")
         if target.is_file() and _record(target)["stages"] == run.stages:
             continue  # the same run is there already: its commit stays the one it was made with
         _check_alike(run, target, results)
         new[target] = {
             "command": _command(run),
             "commit": commit,
-            "config": json.loads((run.folder / "config.json").read_text()),
+            "config": settings,
             "stages": run.stages,
             "ledger": run.ledger(),
         }
@@ -220,8 +221,7 @@ def collect(run_folders: list[Path], results: Path) -> None:
 
 
 def _check_alike(run: Run, target: Path, results: Path) -> None:
-    """BadRun where a run cannot stand in one mean with the reported ones: other settings than the
-    preset cpu's, or a seed that they have already."""
+    """BadRun where a run has other settings than the reported ones, or a seed of theirs."""
     config, base = run.config, preset("cpu")
     if not _in_the_means(asdict(config)):
         return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -159,6 +160,19 @@ def check_output(folder: Path, megabytes: float) -> Path:
     return existing
 
 
+def check_files(*paths: Path) -> None:
+    """Files that a command is going to write: none is a folder, and none would lie among a run's
+    own, which it could replace."""
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path}: got a folder; expected a file; choose another --out")
+        if (path.parent / "config.json").exists():
+            raise ValueError(
+                f"{path}: {path.parent} is a run's folder; expected a place where no file of a run "
+                "is replaced; choose another --out"
+            )
+
+
 def check_new(folder: Path) -> None:
     """Nothing that is on the disk already gets mixed with what a command writes."""
     if folder.is_dir() and any(folder.iterdir()):
@@ -193,6 +207,9 @@ def check_device(name: str) -> None:
     import torch
 
     try:
+        # torch has names for others too, for which some of its parts are missing.
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+            raise RuntimeError(name)
         if name == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: its own GPU
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.zeros(1, device=name)
@@ -205,12 +222,13 @@ def check_device(name: str) -> None:
 
 def print_statistics(rows: dict) -> None:
     """demos.statistics as a table."""
+    from rich.markup import escape
     from rich.table import Table
 
     columns = [name.replace("_", " ") for name in next(iter(rows.values()))]
     table = Table("task / source", *columns)
     for name, row in rows.items():
-        table.add_row(name, *(str(value) for value in row.values()))
+        table.add_row(escape(name), *(str(value) for value in row.values()))
     Console().print(table)
 
 

@@ -68,7 +68,7 @@ from kinematics import episode_batches
 from novelty import Novelty, NoveltyGauge
 from policy import Policy, imitation_batches, mean_chunks
 from ppo import loop, no_signal
-from pushes import LateExplorer
+from pushes import explored
 from reflector import (
     Reflector,
     calibrate,
@@ -78,10 +78,9 @@ from reflector import (
     judge_episodes,
 )
 from resume import Keeper, finishing_steps
-from runs import Clock, Run, RunConfig
+from runs import BadRun, Clock, Run, RunConfig
 from simulator import Simulator, transition_batches
-from tasks import Start
-from vecenv import RealWorkers, VecRealEnv
+from vecenv import RealWorkers
 from worldenv import NoReflector, WorldEnv, start_frames
 
 STAGES = (
@@ -92,7 +91,6 @@ ROUND = STAGES[2:-1]  # what `--rounds` repeats
 IMITATION = ("sft", "filtered_bc", "dream_bc")  # policies on the way; the last is where LOOP begins
 OWN_ROLLOUTS = 16  # dreams that are added at a time while the simulator trains
 DREAMS = 64  # dreams along episodes side by side: as many as fit the cache [measured here]
-DECISIONS_AFTER_SUCCESS = 3  # decisions, so that the reflector sees frames after success
 
 
 def train(
@@ -155,9 +153,17 @@ def _offset(config: RunConfig) -> int:
 
 
 def sources(run: Run) -> tuple[list[Episode], list[Episode], Camera]:
-    """(demonstrations, exploration episodes, the camera that saw them) of the run."""
+    """(demonstrations, exploration episodes, the camera that saw them) of the run. BadRun where
+    there are fewer than it has recorded: what was trained on fewer would be another run."""
     episodes, _, camera = demos.load(run.episodes_folder, run.config.env, run.config.tasks)
     by_source = {s: [e for e in episodes if e.source == s] for s in ("expert", "exploration")}
+    ledger, found = run.ledger(), len(episodes)
+    recorded = sum(ledger.get(name, 0) for name in ("demonstrations", "exploration_episodes"))
+    if found < recorded:
+        raise BadRun(
+            f"{run.episodes_folder}: got {found} episodes; expected the {recorded} that the run "
+            "has recorded; put back what is missing, or train with another --out"
+        )
     return by_source["expert"], by_source["exploration"], camera
 
 
@@ -231,15 +237,15 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
     begin, first = _offset(config) + used, explored_first(count)
     generator = torch.Generator().manual_seed(100 * config.seed + number)
 
-    def explored(player: Policy, offset: int, per_task: int) -> list[Episode]:
+    def with_pushes(player: Policy, offset: int, per_task: int) -> list[Episode]:
         starts = test_starts(config.tasks, per_task, "explore", offset)
-        return _explored(real.open(), player, starts, config.exploration_noise, generator)
+        return explored(real.open(), player, starts, config.exploration_noise, generator)
 
-    episodes = explored(policy, begin, first)
+    episodes = with_pushes(policy, begin, first)
     if number == 1:
         good = [e for e in episodes if e.succeeded]
         policy = _explorer(run, policy, demonstrations + good, progress)
-    episodes += explored(policy, begin + first, count - first)
+    episodes += with_pushes(policy, begin + first, count - first)
     if processes.is_main():
         for path in sorted(run.episodes_folder.glob("episode_*.safetensors"))[earlier:]:
             path.unlink()  # left by a run that was killed inside this stage
@@ -259,21 +265,6 @@ def stage_explore(run: Run, real: RealWorkers, progress, number: int = 1) -> dic
 def explored_first(count: int) -> int:
     """Of `count` exploration episodes a task, how many the first policy plays."""
     return math.ceil(0.4 * count)
-
-
-def _explored(
-    env: VecRealEnv, policy: Policy, starts: list[Start], noise: float, generator: torch.Generator
-) -> list[Episode]:
-    """Real episodes of the policy with a push from `starts`, as many at a time as all processes
-    have slots."""
-    episodes, slots = [], env.num_envs * processes.world()
-    for first in range(0, len(starts), slots):
-        explorer = LateExplorer(policy, noise, env.config.horizon, generator)
-        some = starts[first : first + slots]
-        episodes += play(env, some, explorer.act, "exploration", DECISIONS_AFTER_SUCCESS)
-        if explorer.decision == 0:  # it had no start of this batch, and stays in step
-            explorer.draw(np.zeros(env.num_envs, bool))
-    return episodes
 
 
 def _explorer(run: Run, policy: Policy, episodes: list[Episode], progress) -> Policy:

@@ -36,10 +36,16 @@ def unpack(archive: Path, folder: Path) -> None:
                 "be sent; do not trust this archive"
             )
         files, folders = _members(archive, data, folder.resolve())
-    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError, RecursionError, OverflowError) as error:
         raise ValueError(
             f"{archive}: {error}; expected a whole .tar.xz; fetch it once more"
         ) from error
+    for path in files:
+        if path.is_dir() or any(parent in files or parent.is_file() for parent in path.parents):
+            raise ValueError(
+                f"{archive}: {path} is a folder and a file; expected one of both; unpack it into "
+                "another folder"
+            )
     for path in folders:
         path.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():

@@ -28,10 +28,10 @@ from kinematics import Kinematics, episode_batches
 from policy import Policy, PolicyConfig, imitation_batches
 from ppo import LoopConfig, loop
 from pretrained import PretrainedConfig
+from pushes import explored
 from reflector import Reflector, ReflectorConfig, frame_batches
 from simulator import Simulator, SimulatorConfig, transition_batches
 from tasks import Start
-from train import _explored
 
 SIZE = 32
 CAMERA = Camera((0.0, 0.0, 1.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, SIZE)
@@ -119,7 +119,7 @@ def episodes() -> dict:
     generator, policy = torch.Generator().manual_seed(5), small_policy(WALK_SIZE, chunk=2)
     starts, played = [Start("reach", seed) for seed in range(7)], []
     for some in (starts[:5], starts[5:]):
-        played += _explored(env, policy, some, 2.0, generator)
+        played += explored(env, policy, some, 2.0, generator)
     return {
         "seeds": [episode.seed for episode in played],
         "actions": [torch.from_numpy(episode.action) for episode in played],

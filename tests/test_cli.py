@@ -227,7 +227,15 @@ def test_demonstrations_longer_than_the_horizon_are_refused(here):
         ("train --iterations 0", ["got 0", "1 or more"]),
         ("train --stop-rule luck", ["'luck'", "'real' or 'novelty'"]),
         ("train --until lunch", ["'lunch'", "simulator"]),
+        ("train --starts 100001", ["--starts", "got 100001", "expected 1 to 100000"]),
+        ("compare --starts 100001", ["--starts", "got 100001", "expected 1 to 100000"]),
         ("train --device toaster", ["'toaster'", "expected cpu"]),
+        ("train --device meta", ["'meta'", "expected cpu"]),
+        ("evaluate run --device mkldnn", ["'mkldnn'", "expected cpu"]),
+        ("expert --tasks reach --starts 1 --out run/config.json", ["run/config.json", "a run"]),
+        ("expert --tasks reach --starts 1 --out good", ["good: got a folder"]),
+        ("bench --quick --out run/stages.json", ["run/stages.json", "a run"]),
+        ("ship run --out .tar.xz", ["'.tar.xz'", "NAME.tar.xz"]),
         ("train --device cuda:99", ["'cuda:99'", "expected cpu", "--device cpu"]),
         ("config --preset huge", ["cpu, debug, notebook, example, gpu, paper or libero"]),
         ("demos nonsense", ["nonsense", "demos --help"]),
@@ -534,7 +542,7 @@ def test_no_renderer(here, command, monkeypatch, tmp_path_factory):
 def test_failure_before_the_first_stage_leaves_no_run_folder(here, monkeypatch):
     """An expert that solves nothing: the settings that cannot work do not stay on disk."""
     scripted = SimpleNamespace(config=EnvConfig(), close=lambda: None)
-    monkeypatch.setattr(train, "VecRealEnv", lambda slots, config: scripted)
+    monkeypatch.setattr("vecenv.VecRealEnv", lambda slots, config: scripted)
     monkeypatch.setattr(demos, "play", lambda *arguments: [])
     result = in_process("train", "--preset", "debug", "--out", "new/run")
     assert_one_line(result, "the scripted expert solved", "choose another task")
@@ -811,6 +819,33 @@ def test_a_shipped_run_dreams_as_its_run_does(debug_run, here):
     assert 0 < np.abs(dreams[0] - dreams[1]).mean() < 1  # of 255
     assert np.abs(curves[0] - curves[1]).max() < 0.02
     assert 0 < np.abs(chunks[0] - chunks[1]).max() < 0.02
+
+
+def test_what_is_there_is_not_replaced_by_a_shipped_run(debug_run, here):
+    """Its own files, and a text that is no card of it; a card of before is."""
+    shutil.copytree(debug_run.folder, here / "run")
+    (here / "README.md").write_text("# mine\n")
+    before = tree(here)
+    told = in_process("ship", "run", "--out", "README.tar.xz")
+    assert_one_line(told, "README.md: not the card", "another --out")
+    assert_one_line(in_process("ship", "run", "--out", "run/run.tar.xz"), "run's folder")
+    assert tree(here) == before
+    for _ in range(2):
+        assert in_process("ship", "run", "--out", "small.tar.xz").exit_code == 0
+
+
+def test_a_run_without_one_of_its_episodes_is_not_trained_on(debug_run, here):
+    """Fewer would silently make another run; one that has more was killed in the stage."""
+    shutil.copytree(debug_run.folder, here / "run")
+    shutil.rmtree(here / "run" / "resume", ignore_errors=True)
+    stages = json.loads((here / "run" / "stages.json").read_text())
+    del stages["evaluate"], stages["rl"]
+    (here / "run" / "stages.json").write_text(json.dumps(stages))
+    (here / "run" / "episodes" / "episode_00001.safetensors").unlink()
+    result = in_process("train", "--preset", "debug", "--out", "run")
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert "episodes: got 7 episodes; expected the 8" in line and "another --out" in line
 
 
 def test_an_unfinished_run_is_not_shipped(debug_run, here):

@@ -780,7 +780,7 @@ def test_a_better_policy_explores_as_soon_as_there_is_one(tmp_path, monkeypatch,
     def imitate(run, policy, name, sample, settings, progress):
         taught.append((policy, name, [e.name for e in sample], settings.steps))
 
-    monkeypatch.setattr(train, "_explored", explored)
+    monkeypatch.setattr(train, "explored", explored)
     monkeypatch.setattr(train, "_imitate", imitate)
     monkeypatch.setattr(train, "imitation_batches", lambda episodes, batch, seed: episodes)
     demo = SimpleNamespace(name="demo", succeeded=True)
@@ -955,7 +955,10 @@ def test_a_round_repeats_all_from_exploration_on():
     assert train._named("rl", 1) == "rl" and train._named("rl", 2) == "rl_2"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"results": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"results": {}}', '{"results": 1, "ledger": {}}', '{"results": {}, "ledger": {}}'],
+)
 def test_a_finished_method_that_is_damaged_is_told_in_a_line(tmp_path, text):
     path = tmp_path / "more_sft.json"
     path.write_text(text)

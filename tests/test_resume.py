@@ -266,6 +266,14 @@ def test_a_checkpoint_with_one_wrong_bit(tmp_path):
         load_part(path, part, {"width": 30})
 
 
+def test_a_checkpoint_with_numbers_that_are_not_finite(tmp_path):
+    part, path = torch.nn.Linear(3, 3), tmp_path / "part.safetensors"
+    part.bias.data[1] = float("nan")
+    save_part(path, part, {"width": 3})
+    with pytest.raises(BadRun, match="part.safetensors: bias has numbers that are not finite"):
+        load_part(path, torch.nn.Linear(3, 3), {"width": 3})
+
+
 def test_equal_parts_are_told_by_their_weights(tmp_path):
     """Not by their files, in which a header's words come in any order."""
     part = torch.nn.Linear(3, 3)

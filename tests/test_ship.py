@@ -185,6 +185,25 @@ def test_a_healthy_archive_is_unpacked_twice(any_python, tmp_path):
     assert (tmp_path / "runs" / "run" / "config.json").read_text() == "{}"
 
 
+def test_a_file_in_the_place_of_a_folder_is_refused(any_python, tmp_path):
+    """Within the archive, and on the disk; before anything is written."""
+    both = archive_of(tmp_path / "a.tar.xz", member("run/config.json/more"))
+    with pytest.raises(ValueError, match="a folder and a file"):
+        unpack.unpack(both, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs" / "run" / "config.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match="a folder and a file"):
+        unpack.unpack(archive_of(tmp_path / "a.tar.xz"), tmp_path / "runs")
+
+
+def test_names_without_end_are_refused(any_python, tmp_path):
+    """Thousands of headers that each say that the next is a long name."""
+    header = member("././@LongLink", tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "a.tar.xz").write_bytes(lzma.compress(header * 5000))
+    with pytest.raises(ValueError, match="expected a whole .tar.xz"):
+        unpack.unpack(tmp_path / "a.tar.xz", tmp_path / "runs")
+
+
 def test_a_damaged_archive_is_refused(tmp_path, monkeypatch):
     """Cut off anywhere, no archive at all, a byte changed, too much in it: nothing is written."""
     whole = ARCHIVE.read_bytes()

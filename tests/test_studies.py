@@ -62,6 +62,18 @@ def test_a_run_that_is_not_like_the_reported_ones_is_not_added(results, tmp_path
     assert tree(tmp_path) == before
 
 
+def test_runs_of_one_name_do_not_replace_each_other(results, tmp_path):
+    first = finished(tmp_path / "a" / "run", seed=6).folder
+    second = finished(tmp_path / "b" / "run", seed=7).folder
+    before = tree(tmp_path)
+    told = in_process("summary", first, second, "--out", results)
+    assert_one_line(told, "run.json is of another run", "another name")
+    assert tree(tmp_path) == before
+    assert in_process("summary", first, "--out", results).exit_code == 0
+    told = in_process("summary", second, "--out", results)
+    assert_one_line(told, "run.json is of another run", "another name")
+
+
 def test_the_command_of_a_run_makes_it_again():
     """That of the reported runs, and whatever was asked for otherwise."""
     record = json.loads((RESULTS / "runs" / "dream-0.json").read_text())
