@@ -104,7 +104,11 @@ class Keeper:
         for path in reversed(self._files()):
             try:
                 states = self._read(path)
-                self.steps = int(states["own"]["steps"])
+                steps = int(states["own"]["steps"])
+                missing = ({"main", *self.also} - states.keys()) | ({"random"} - set(states["own"]))
+                if missing:
+                    raise LookupError(f"without {', '.join(sorted(missing))}")
+                self.steps = steps
             except (ValueError, TypeError, LookupError, OverflowError, OSError) as error:
                 tell(f"{path}: damaged ({error}); passed over, what was kept before it serves")
                 continue

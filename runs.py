@@ -408,13 +408,13 @@ def config_to_json(config: RunConfig) -> str:
     return json.dumps(asdict(config), indent=1)
 
 
-def config_from_json(text: str | bytes) -> RunConfig:
-    """Rebuild a RunConfig; raises BadRun for anything that is not one."""
+def config_from_json(text: str | bytes, where: Path | str = "config.json") -> RunConfig:
+    """Rebuild a RunConfig; raises BadRun, which names `where`, for anything that is not one."""
     try:
         return from_values(RunConfig, parse_json(text))
     except (ValueError, TypeError, KeyError) as error:
         raise BadRun(
-            f"config.json is not readable ({error}); start a new run with another --out"
+            f"{where} is not readable ({error}); start a new run with another --out"
         ) from error
 
 
@@ -486,7 +486,7 @@ class Run:
         folder = Path(folder)
         path = folder / "config.json"
         if path.is_file():
-            saved = config_from_json(path.read_bytes())
+            saved = config_from_json(path.read_bytes(), path)
             if saved != config:
                 old, new = (json.loads(config_to_json(c)) for c in (saved, config))
                 raise BadRun(
@@ -509,7 +509,7 @@ class Run:
                 f"{folder}: not a run folder (no config.json); make one with: "
                 f"python cli.py train --out {folder}, or unpack the example: make example"
             )
-        return cls(Path(folder), config_from_json(path.read_bytes()), device)
+        return cls(Path(folder), config_from_json(path.read_bytes(), path), device)
 
     def finish_stage(self, name: str, seconds: float, cpu: float, result: dict) -> None:
         """Record a stage as done: what it gave, its seconds and its processor seconds (these, and

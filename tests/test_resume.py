@@ -31,7 +31,7 @@ from policy import imitation_batches
 from ppo import LoopConfig, loop
 from reflector import Reflector, ReflectorConfig, frame_batches
 from resume import Keeper, finishing_steps, only_training, set_training_state, training_state
-from runs import Run, preset
+from runs import Clock, Run, preset
 from simulator import Simulator, SimulatorConfig, transition_batches
 from tasks import EnvConfig, Start
 from vecenv import VecRealEnv
@@ -255,6 +255,15 @@ def test_a_state_without_its_checksum(tmp_path):
     path.write_bytes(to_bytes(tensors, metadata={"description": text}))
     assert resume.read_tensors(path)[1] == text  # as a checkpoint of an earlier version is read
     assert Keeper(tmp_path, "policy", 4).steps == 8
+
+
+def test_a_state_of_another_version_is_passed_over(tmp_path, capsys):
+    """Its checksum is right, and something that goes on with the part is missing."""
+    keeper = Keeper(tmp_path, "policy", 4)
+    keeper.write(4, {"x": 1})
+    again = Keeper(tmp_path, "policy", 4, {"clock": Clock()})
+    assert again.steps == 0 and "without clock" in capsys.readouterr().err
+    assert Keeper(tmp_path, "policy", 4).steps == 4
 
 
 def test_a_checkpoint_with_one_wrong_bit(tmp_path):
