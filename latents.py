@@ -127,6 +127,8 @@ def check_part(part: str, checkpoint: str, device: str = "cpu") -> tuple[Path, l
             f"{folder}: preprocessor_config.json is missing; expected mean and spread of the "
             "pictures; download or save the checkpoint again, whole"
         )
+    if reads_pictures:
+        picture_statistics(folder)  # refuses those that are none
     return folder, weight_files(folder, name), kind
 
 
@@ -145,9 +147,9 @@ def check_models(
         training += needed * (TRAINING if part == "unet" else 1)
         dreaming += needed
         if part == "autoencoder":
-            factor = _factor(settings)
+            factor = _factor(folder, settings)
         if part == "unet":
-            levels = len(settings["block_out_channels"])
+            levels = _blocks(folder, settings)
             _check_unet(folder, settings)
         _check_weights(part, folder, files, kind)
     if size % (factor * fold * 2 ** (levels - 1)):
@@ -185,10 +187,21 @@ def _check_weights(part: str, folder: Path, files: list[Path], kind: str) -> Non
         _encoder(folder, kind, weights=False)
 
 
-def _factor(settings: dict) -> int:
+def _factor(folder: Path, settings: dict) -> int:
     """Pixels of a latent's side: every block of the encoder but one halves the picture."""
-    blocks = settings.get("encoder_block_out_channels") or settings["block_out_channels"]
-    return 2 ** (len(blocks) - 1)
+    return 2 ** (_blocks(folder, settings) - 1)
+
+
+def _blocks(folder: Path, settings: dict) -> int:
+    """How many blocks an encoder or a U-Net has; BadCheckpoint where config.json does not tell."""
+    blocks = settings.get("encoder_block_out_channels") or settings.get("block_out_channels")
+    fine = isinstance(blocks, list | tuple) and all(type(x) is int and x > 0 for x in blocks)
+    if not blocks or not fine:
+        raise BadCheckpoint(
+            f"{folder}: block_out_channels of its config.json is {blocks!r}; expected a list of "
+            "whole numbers, one of each block; download it again, or choose another"
+        )
+    return len(blocks)
 
 
 # ----------------------------------------------------------------------------------- frozen models
@@ -270,7 +283,7 @@ class Latents(Frozen):
         folder, _, kind = check_part("autoencoder", checkpoint)
         super().__init__(load(getattr(diffusers, kind), folder))
         config = self.model.config
-        self.channels, self.factor = config.latent_channels, _factor(config)
+        self.channels, self.factor = config.latent_channels, _factor(folder, config)
         self.scale, self.shift = config.scaling_factor, config.get("shift_factor") or 0.0
         self._memory: dict[bytes, torch.Tensor] = {}
 

@@ -17,7 +17,7 @@ Reflector, `FrozenReader`: nothing in it is trained, so h is computed once per s
 
 A checkpoint is a folder in the hub's format or a hub id (hub.py). Whatever is wrong with one is
 told in one line, a `BadCheckpoint`, before a weight is loaded (`check`). A new family of models is
-one row of `FAMILIES`; one that takes plain pictures needs none.
+one row of `FAMILIES`; one that takes plain pictures and plain words needs none.
 
 Symbols: B batch, P pictures in a prompt, N = B * P, n image tokens of a picture, L tokens of a
 prompt, T extra tokens behind it, D width of the language model, K steps of a chunk, A action
@@ -35,6 +35,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,7 +97,14 @@ class Family:
     inputs: Callable[[torch.Tensor, object], dict[str, torch.Tensor]]  # pixels, config -> arguments
     picture: str = "{image}"  # {image}: its n placeholders
     prompt: str = "{bos}{pictures}\n{text}\n"  # {bos}: the tokenizer's first token
+    spelled: tuple[str, ...] = ()  # tags that some of its tokenizers have no token for
     whole_prompt: bool = False  # whether tokens of the prompt see the later ones too
+    whole_picture: bool = False  # whether image tokens see the later ones of their picture
+
+    def write(self, text: str, pictures: int, image: str, bos: str) -> str:
+        """The prompt. image: a picture's n placeholders; bos: as in `prompt`."""
+        shown = self.picture.format(image=image) * pictures
+        return self.prompt.format(bos=bos, pictures=shown, text=text)
 
 
 def plain_picture(pixels: torch.Tensor, config) -> dict[str, torch.Tensor]:
@@ -126,20 +135,33 @@ SMOLVLM = Family(
     one_tile,
     picture="<fake_token_around_image><global-img>{image}<fake_token_around_image>",
     prompt="<|im_start|>User:{pictures}{text}<end_of_utterance>\nAssistant:",
+    spelled=("<global-img>",),
 )
 QWEN = Family(
     qwen_patches,
     picture="<|vision_start|>{image}<|vision_end|>",
     prompt="<|im_start|>user\n{pictures}{text}<|im_end|>\n<|im_start|>assistant\n",
 )
+QWEN_2 = replace(
+    QWEN, prompt=f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{QWEN.prompt}"
+)
 FAMILIES = {  # by the `model_type` of config.json
     "smolvlm": SMOLVLM,
-    "idefics3": SMOLVLM,
-    "qwen2_vl": QWEN,
-    "qwen2_5_vl": QWEN,
+    # {bos}: that of Llama, or of the first SmolVLM, which is of this type too.
+    "idefics3": replace(SMOLVLM, prompt="{bos}User:{pictures}{text}<end_of_utterance>\nAssistant:"),
+    "qwen2_vl": QWEN_2,
+    "qwen2_5_vl": QWEN_2,
     "qwen3_vl": QWEN,
     "paligemma": Family(plain_picture, prompt="{pictures}{bos}{text}\n", whole_prompt=True),
-    "llava": Family(plain_picture, prompt="{bos}USER: {pictures}\n{text} ASSISTANT:"),
+    "gemma3": Family(
+        plain_picture,
+        picture="\n\n<start_of_image>{image}<end_of_image>\n\n",
+        prompt="{bos}<start_of_turn>user\n{pictures}{text}<end_of_turn>\n<start_of_turn>model\n",
+        whole_picture=True,
+    ),
+    "llava": Family(
+        plain_picture, picture="{image}\n", prompt="{bos}USER: {pictures}{text} ASSISTANT:"
+    ),
 }
 
 
@@ -179,7 +201,8 @@ def check_files(config: PretrainedConfig, judge: Callable[[Path], None] | None =
                 "format; download or save it again, whole"
             )
     kind = read_json(folder / "config.json").get("model_type")
-    if kind not in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    known = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if not isinstance(kind, str) or kind not in known:
         raise BadCheckpoint(
             f"{folder}: unknown architecture {kind!r}; expected one of transformers that reads "
             f"pictures and text, such as {', '.join(FAMILIES)}; choose another checkpoint"
@@ -265,6 +288,7 @@ class PretrainedVLM(nn.Module):
             self.to("meta")
         # Qwen's eyes read numbers. That an architecture of a row can be fed is tested.
         self.image_tokens = self._tokens_of_a_picture() if weights or kind not in FAMILIES else 0
+        self._check_tokens(folder)
         if config.lora_rank:
             add_lora(self.model, config.lora_rank)
         if weights:
@@ -275,6 +299,9 @@ class PretrainedVLM(nn.Module):
         """n, by trial: not every configuration says it. BadCheckpoint where the architecture wants
         its pictures in another form."""
         try:
+            taken = inspect.signature(self.base.forward).parameters
+            if self.family not in FAMILIES.values() and any("token_type" in name for name in taken):
+                raise ValueError("it wants to be told which tokens are a picture's")
             picture = torch.zeros(1, 1, 3, 8, 8, device=self.mean.device)
             seen = self.base.get_image_features(**self.inputs(picture))
             features = torch.cat(list(seen.pooler_output))
@@ -289,6 +316,24 @@ class PretrainedVLM(nn.Module):
                 "checkpoint, or write the row"
             ) from error
         return len(features)
+
+    def _check_tokens(self, folder: Path) -> None:
+        """BadCheckpoint where a special token of the prompt is none of the tokenizer's: it would be
+        read as text, and a picture would find no place."""
+        tokenizer, family = self.tokenizer, self.family
+        with loading(folder, "the tokenizer of its own config.json"):
+            number = self.base.config.image_token_id
+            image = tokenizer.convert_ids_to_tokens(number)
+            if image is None:
+                raise ValueError(f"its tokenizer has no token {number}, an image token's number")
+            if tokenizer.pad_token is None:
+                raise ValueError("its tokenizer has neither pad_token nor eos_token")
+            special = {image, *re.findall("<[^<>]+>", family.picture + family.prompt)}
+            for word in sorted(special.difference(family.spelled)):
+                # Twice: an ordinary word would not be found where nothing parts it from the next.
+                ids = tokenizer(2 * word, add_special_tokens=False)["input_ids"]
+                if tokenizer.convert_ids_to_tokens(ids) != [word, word]:
+                    raise ValueError(f"{word} is no special token of its tokenizer")
 
     @property
     def base(self) -> PreTrainedModel:
@@ -319,9 +364,8 @@ class PretrainedVLM(nn.Module):
         """Token ids and attention mask (B, L) of `pictures` pictures and a text, padded on the
         left: the last token is a word in every row."""
         image = self.tokenizer.convert_ids_to_tokens(self.base.config.image_token_id)
-        picture = self.family.picture.format(image=image * self.image_tokens)
-        fixed = {"bos": self.tokenizer.bos_token or "", "pictures": picture * pictures}
-        rows = [self.family.prompt.format(text=text, **fixed) for text in texts]
+        fixed = {"image": image * self.image_tokens, "bos": self.tokenizer.bos_token or ""}
+        rows = [self.family.write(text, pictures, **fixed) for text in texts]
         batch = self.tokenizer(rows, padding=True, add_special_tokens=False, return_tensors="pt")
         device = self.mean.device
         return batch["input_ids"].to(device), batch["attention_mask"].to(device)
@@ -346,6 +390,8 @@ class PretrainedVLM(nn.Module):
             more: dict[str, Any] = {}
             if self.family.whole_prompt:
                 more["token_type_ids"] = torch.zeros_like(ids)
+            if self.family.whole_picture:
+                more["token_type_ids"] = is_image.long()
             if "image_grid_thw" in inputs:  # positions in time, row and column (Qwen)
                 more["position_ids"], _ = base.get_rope_index(
                     ids,
@@ -374,9 +420,22 @@ def picture_statistics(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation (3, 1, 1) of the pixels that the model was trained on."""
     found = [read_json(folder / name) for name in PROCESSOR if (folder / name).is_file()]
     settings = next((f["image_processor"] for f in found if "image_processor" in f), found[0])
-    values = (settings.get(name, [0.5] * 3) for name in ("image_mean", "image_std"))
-    mean, std = (torch.tensor(value)[:, None, None] for value in values)
+    if not isinstance(settings, dict):
+        settings = dict.fromkeys(("image_mean", "image_std"))
+    values: list[Any] = [settings.get(name, [0.5] * 3) for name in ("image_mean", "image_std")]
+    if not all(map(_three_numbers, values)) or min(values[1]) <= 0:
+        raise BadCheckpoint(
+            f"{folder}: image_mean is {values[0]!r} and image_std {values[1]!r}; expected three "
+            f"numbers each, the latter above 0, in {' or '.join(PROCESSOR)}; download it again"
+        )
+    mean, std = (torch.tensor(value, dtype=torch.float32)[:, None, None] for value in values)
     return mean, std
+
+
+def _three_numbers(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    return all(type(x) in (int, float) and abs(x) < 1e6 for x in value)  # no bool, no NaN
 
 
 def add_lora(model: nn.Module, rank: int) -> None:

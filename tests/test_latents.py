@@ -557,6 +557,38 @@ def test_a_size_that_cannot_be_halved_is_refused(hub):
         check_models(models(hub), 36, 1, 1)
 
 
+@pytest.mark.parametrize("blocks", [None, 3, "64", [], ["64", 32], [8.0, 8.0], {"a": 1}, "gone"])
+@pytest.mark.parametrize("part, kind", [("autoencoder", "AutoencoderKL"), ("unet", "unet")])
+def test_blocks_of_another_kind_are_told_in_a_line(tmp_path, part, kind, blocks):
+    """Their number says how often a picture is halved."""
+    save_tiny(tmp_path, kind)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text()) | {"block_out_channels": blocks}
+    if blocks == "gone":
+        del settings["block_out_channels"]
+    path.write_text(json.dumps(settings))
+    told = "block_out_channels of its config.json is .*; expected a list of whole numbers"
+    with pytest.raises(BadCheckpoint, match=told):
+        check_models(SimulatorModels(**{part: str(tmp_path)}), SIZE, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["clip", "dinov2"])
+@pytest.mark.parametrize("mean", [None, 0.5, "abc", [0.5, 0.5]])
+def test_statistics_of_another_kind_are_told_in_a_line(tmp_path, kind, mean):
+    """Before a weight is loaded."""
+    save_tiny(tmp_path, kind)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(STATISTICS | {"image_mean": mean}))
+    assert "image_mean is" in complaint(ENCODERS[kind], tmp_path)
+
+
+@pytest.mark.parametrize("kind", [["clip"], {"clip": 1}, 7])
+@pytest.mark.parametrize("part", ["autoencoder", "unet", "clip", "geometry"])
+def test_a_kind_that_is_no_name_is_refused(tmp_path, part, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert f"cannot be the simulator's {part}" in complaint(part, tmp_path)
+
+
 def test_a_missing_weight_is_named(tmp_path):
     """Otherwise diffusers would fill the gap with random numbers."""
     from safetensors.torch import load_file, save_file

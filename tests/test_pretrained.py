@@ -31,30 +31,33 @@ from tasks import ACTION_DIM, STATE_DIM
 from vlm import tokenize, words
 
 SIZE, CHUNK, WIDTH = 32, 3, 32
-FAMILIES = ("smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "paligemma", "llava")
+FAMILIES = tuple(pretrained.FAMILIES)
 SPECIAL = (
     "<pad>", "<unk>", "<s>", "</s>", "<image>", "<|image_pad|>", "<|vision_start|>",
-    "<|vision_end|>", "<fake_token_around_image>", "<global-img>",
+    "<|vision_end|>", "<fake_token_around_image>", "<global-img>", "<|im_start|>", "<|im_end|>",
+    "<end_of_utterance>", "<start_of_image>", "<end_of_image>", "<start_of_turn>", "<end_of_turn>",
 )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------- tiny checkpoints
 
 
-def tiny_tokenizer():
-    """Whole words: those of the instructions and of our prompts; and the families' special ones."""
+def tiny_tokenizer(without: str = ""):
+    """Whole words: those of the instructions and of our prompts; and the families' special ones but
+    one, in whose place an ordinary word stands."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     texts = [text for texts in INSTRUCTIONS.values() for text in texts]
     texts.append("What action should the robot take to? picture of first previous current Has it")
     known = sorted({word for text in texts for word in re.findall(r"\w+|\?", text)})
-    vocabulary = {word: number for number, word in enumerate((*SPECIAL, *known))}
+    special = ["ordinary" if word == without else word for word in SPECIAL]
+    vocabulary = {word: number for number, word in enumerate((*special, *known))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
-        eos_token="</s>", additional_special_tokens=list(SPECIAL[4:]),
+        eos_token="</s>", additional_special_tokens=[w for w in special[4:] if w != "ordinary"],
     )  # fmt: skip
 
 
@@ -79,13 +82,13 @@ def tiny_model(family: str, vocabulary: dict[str, int]):
         "vision_start_token_id": vocabulary["<|vision_start|>"],
         "vision_end_token_id": vocabulary["<|vision_end|>"],
     }  # fmt: skip
-    if family == "smolvlm":
-        return hf.SmolVLMForConditionalGeneration(
-            hf.SmolVLMConfig(
-                text_config={"model_type": "llama", **text}, vision_config=vision, scale_factor=2,
-                image_token_id=image,
-            )
+    if family in ("smolvlm", "idefics3"):
+        name = {"smolvlm": "SmolVLM", "idefics3": "Idefics3"}[family]
+        config = getattr(hf, f"{name}Config")(
+            text_config={"model_type": "llama", **text}, vision_config=vision, scale_factor=2,
+            image_token_id=image,
         )  # fmt: skip
+        return getattr(hf, f"{name}ForConditionalGeneration")(config)
     if family == "qwen2_vl":
         eyes = {"depth": 2, "embed_dim": WIDTH, "hidden_size": WIDTH, "num_heads": 4,
                 "mlp_ratio": 2, "patch_size": 4}  # fmt: skip
@@ -113,7 +116,8 @@ def tiny_model(family: str, vocabulary: dict[str, int]):
         )
     if family == "gemma3":
         eyes = {"model_type": "siglip_vision_model", **vision, "vision_use_head": False}
-        words = {"head_dim": 8, **text}
+        layers = ["sliding_attention", "full_attention"]
+        words = {"head_dim": 8, "sliding_window": 16, "layer_types": layers, **text}
         config = hf.Gemma3Config(
             text_config=words, vision_config=eyes, mm_tokens_per_image=4, image_token_id=image,
         )  # fmt: skip
@@ -124,6 +128,13 @@ def tiny_model(family: str, vocabulary: dict[str, int]):
             hf.LlavaNextConfig(
                 text_config={"model_type": "llama", **text}, vision_config=eyes,
                 image_token_index=image, image_grid_pinpoints=[[32, 64], [64, 32]],
+            )
+        )  # fmt: skip
+    if family == "vipllava":
+        return hf.VipLlavaForConditionalGeneration(
+            hf.VipLlavaConfig(
+                text_config={"model_type": "llama", **text}, vision_config=eyes,
+                image_token_index=image, vision_feature_layers=[-2, -1],
             )
         )  # fmt: skip
     return hf.LlavaForConditionalGeneration(
@@ -143,6 +154,8 @@ def save_tiny(folder, family: str) -> None:
     for name, weight in model.named_parameters():
         if "layers" in name and "proj" in name:
             weight.data *= 5
+        if name.endswith("mm_input_projection_weight"):  # Gemma 3's begins at 0
+            weight.data.normal_(0, 0.2)
     model.save_pretrained(folder)
     statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.3, 0.25]}
     (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
@@ -214,7 +227,8 @@ def answer(policy: Policy, batch: dict, rows=slice(None)) -> torch.Tensor:
 
 def test_same_as_the_models_own_forward(checkpoint):
     """Placing image tokens ourselves gives what the model does with ids and pixels: two pictures
-    in a prompt, rows of different lengths."""
+    in a prompt, rows of different lengths. Tokens behind a prompt change it only where the family
+    lets it see them."""
     vlm = PretrainedVLM(large(checkpoint)).eval()
     pictures, texts = torch.rand(2, 2, 3, SIZE, SIZE) - 0.5, ["open the drawer", "close it"]
     ids, mask = vlm.prompts(texts, pictures=2)
@@ -225,15 +239,75 @@ def test_same_as_the_models_own_forward(checkpoint):
         inputs["pixel_values"] = inputs["pixel_values"].view(
             2, 2, *inputs["pixel_values"].shape[2:]
         )
-    if vlm.family.whole_prompt:
+    if vlm.model.config.model_type == "paligemma":
         inputs["token_type_ids"] = torch.zeros_like(ids)
+    if vlm.model.config.model_type == "gemma3":
+        inputs["token_type_ids"] = (ids == vlm.base.config.image_token_id).long()
     with torch.no_grad():
         own = vlm.base(input_ids=ids, attention_mask=mask, **inputs).last_hidden_state
         ours = vlm(pictures, texts)
+        longer = vlm(pictures, texts, torch.randn(2, 3, WIDTH))[:, :-3]
     assert (ids == vlm.base.config.image_token_id).sum() == 4 * vlm.image_tokens
     kept = mask.bool()
     assert not kept.all() and kept[:, -1].all()
     assert torch.allclose(ours[kept], own[kept], atol=1e-5)
+    unseen = torch.allclose(longer[kept], ours[kept], atol=1e-5)
+    assert unseen == (vlm.model.config.model_type != "paligemma")
+
+
+def test_gemmas_image_tokens_see_each_other(checkpoints):
+    """A change in the last of a picture reaches its first, and not what stands before it."""
+    vlm = PretrainedVLM(large(checkpoints["gemma3"])).eval()
+    pictures, texts = torch.rand(1, 2, 3, SIZE, SIZE) - 0.5, ["open the drawer"]
+    ids, _ = vlm.prompts(texts, pictures=2)
+    (second,) = (ids[0] == vlm.base.config.image_token_id).nonzero()[vlm.image_tokens]
+    features = vlm.base.get_image_features
+
+    def changed(**inputs):
+        seen = features(**inputs)
+        seen.pooler_output = seen.pooler_output.clone()
+        seen.pooler_output[1, -1] += 1
+        return seen
+
+    with torch.no_grad():
+        before = vlm(pictures, texts)[0]
+        vlm.base.get_image_features = changed
+        difference = (vlm(pictures, texts)[0] - before).abs().amax(-1)
+    assert difference[second] > 1e-3 and difference[:second].max() < 1e-5
+
+
+QWENS = (
+    "<|im_start|>user\n" + 2 * "<|vision_start|>II<|vision_end|>" + "open it<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+SMOLVLMS = (
+    "User:"
+    + 2 * "<fake_token_around_image><global-img>II<fake_token_around_image>"
+    + "open it<end_of_utterance>\nAssistant:"
+)
+PROMPTS = {
+    "smolvlm": "<|im_start|>" + SMOLVLMS,
+    "idefics3": "<s>" + SMOLVLMS,
+    "qwen2_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + QWENS,
+    "qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + QWENS,
+    "qwen3_vl": QWENS,
+    "paligemma": "IIII<s>open it\n",
+    "gemma3": "<s><start_of_turn>user\n" + 2 * "\n\n<start_of_image>II<end_of_image>\n\n"
+    + "open it<end_of_turn>\n<start_of_turn>model\n",
+    "llava": "<s>USER: II\nII\nopen it ASSISTANT:",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_are_the_chat_templates(family):
+    """Two pictures of two tokens each, as the family's processor and chat template write them."""
+    assert pretrained.FAMILIES[family].write("open it", 2, "II", "<s>") == PROMPTS[family]
+
+
+def test_one_picture_of_llava():
+    """A newline behind it, as before."""
+    text = pretrained.FAMILIES["llava"].write("open it", 1, "II", "<s>")
+    assert text == "<s>USER: II\nopen it ASSISTANT:"
 
 
 def test_qwens_patches_are_those_of_its_processor(checkpoints):
@@ -261,11 +335,14 @@ def test_words_come_back_from_tokens():
 
 
 def test_statistics_stand_in_either_file(tmp_path):
-    """Older processors have a file of their own, newer ones are part of processor_config.json."""
+    """Older processors have a file of their own, newer ones are part of processor_config.json. What
+    neither tells is a half."""
     statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": statistics}))
     mean, std = pretrained.picture_statistics(tmp_path)
     assert mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3]) and std.shape == (3, 1, 1)
+    (tmp_path / "processor_config.json").write_text("{}")
+    assert all((x == 0.5).all() for x in pretrained.picture_statistics(tmp_path))
 
 
 # -------------------------------------------------------------------------------------- the policy
@@ -605,9 +682,9 @@ def test_a_file_that_was_cut_short_is_named(damaged, name):
     assert name in complaint(large(damaged))
 
 
-@pytest.mark.parametrize("kind", ["llama", "openvla", None])
+@pytest.mark.parametrize("kind", ["llama", "openvla", None, ["llava"], {"llava": 1}, 7])
 def test_an_architecture_that_reads_no_pictures_is_refused(damaged, kind):
-    """A text-only model, one that brings its own code, none at all."""
+    """A text-only model, one that brings its own code, none at all, no name."""
     settings = {"model_type": kind, "auto_map": {"AutoConfig": "evil.Config"}}
     (damaged / "config.json").write_text(json.dumps(settings))
     (damaged / "evil.py").write_text("raise SystemExit('this code must never run')")
@@ -628,6 +705,71 @@ def test_settings_of_another_kind_are_told_in_a_line(damaged, name):
     (damaged / name).write_text(text)
     with pytest.raises(BadCheckpoint, match=r"cannot be used.*expected an image-text"):
         PretrainedVLM(large(damaged))
+
+
+STATISTICS = [
+    {"image_mean": None}, {"image_mean": 0.5}, {"image_mean": "abc"}, {"image_mean": [0.5, 0.5]},
+    {"image_mean": ["a", "b", "c"]}, {"image_mean": [math.nan] * 3}, {"image_std": [10**400] * 3},
+    {"image_std": [1, 0, 1]}, {"image_std": {}}, {"image_processor": [1]}, {"image_processor": 0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("statistics", STATISTICS, ids=lambda settings: str(settings)[:40])
+def test_statistics_of_another_kind_are_told_in_a_line(damaged, statistics):
+    """They must be three numbers each, and nothing is divided by 0."""
+    (damaged / "preprocessor_config.json").write_text(json.dumps(statistics))
+    text = complaint(large(damaged))
+    assert "image_mean is" in text and "expected three numbers each" in text
+    with pytest.raises(BadCheckpoint, match="image_mean is"):
+        PretrainedVLM(large(damaged))
+
+
+def literal_tokens() -> list[tuple[str, str]]:
+    """(family, each special token that its prompt must have)."""
+    found = [("llava", "<image>"), ("qwen2_vl", "<|image_pad|>"), ("gemma3", "<image>")]
+    for name, family in pretrained.FAMILIES.items():
+        literal = sorted(set(re.findall("<[^<>]+>", family.picture + family.prompt)))
+        found += [(name, token) for token in literal if token != "<global-img>"]
+    return found
+
+
+@pytest.mark.parametrize("family, token", literal_tokens())
+def test_a_tokenizer_without_a_special_token_is_refused(checkpoints, tmp_path, family, token):
+    """Another model's, say: the token would be read as text. Judged without weights."""
+    for path in checkpoints[family].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tiny_tokenizer(without=token).save_pretrained(tmp_path)
+    missing = "ordinary" if token in ("<image>", "<|image_pad|>") else token
+    assert f"{missing} is no special token of its tokenizer" in complaint(large(tmp_path))
+
+
+def test_a_tag_may_be_spelled_out(checkpoints, tmp_path):
+    """That of SmolVLM and Idefics 3, as Idefics 3's own tokenizer does."""
+    for path in checkpoints["idefics3"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tiny_tokenizer(without="<global-img>").save_pretrained(tmp_path)
+    check(large(tmp_path))
+
+
+@pytest.mark.parametrize("number", [9999, -1])
+def test_an_image_token_that_the_tokenizer_does_not_have_is_refused(damaged, number):
+    """Told before the first prompt is written, with the weights and without."""
+    settings = json.loads((damaged / "config.json").read_text())
+    (name,) = [name for name in settings if name.startswith("image_token_i")]
+    (damaged / "config.json").write_text(json.dumps(settings | {name: number}))
+    assert "cannot be used" in complaint(large(damaged))
+    with pytest.raises(BadCheckpoint, match="cannot be used"):
+        PretrainedVLM(large(damaged))
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(damaged):
+    """Neither by a token of its own nor by that of the end."""
+    path = damaged / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["pad_token"], settings["eos_token"]
+    path.write_text(json.dumps(settings))
+    (damaged / "special_tokens_map.json").unlink(missing_ok=True)
+    assert "neither pad_token nor eos_token" in complaint(large(damaged))
 
 
 def test_weights_of_another_architecture_are_refused(checkpoints, damaged):
@@ -698,11 +840,11 @@ def test_no_number_is_read_to_judge_a_checkpoint(checkpoint, monkeypatch):
 
 
 def test_plain_pictures_need_no_row(tmp_path):
-    """Gemma 3 is not in FAMILIES: judged without weights, and read with them."""
-    save_tiny(tmp_path, "gemma3")
+    """ViP-LLaVA is not in FAMILIES: judged without weights, and read with them."""
+    save_tiny(tmp_path, "vipllava")
     check(large(tmp_path))
     vlm = PretrainedVLM(large(tmp_path)).eval()
-    assert vlm.image_tokens == 4
+    assert vlm.image_tokens == 16
     hidden = vlm(torch.zeros(2, 1, 3, SIZE, SIZE), ["open the drawer", "close it"])
     assert hidden.shape[0] == 2 and hidden.isfinite().all()
 
@@ -712,6 +854,13 @@ def test_an_architecture_that_needs_a_row_is_refused(tmp_path):
     save_tiny(tmp_path, "llava_next")
     text = complaint(large(tmp_path))
     assert "'llava_next'" in text and "needs a row in pretrained.FAMILIES" in text
+
+
+def test_an_architecture_that_tells_image_tokens_apart_is_refused(checkpoints, monkeypatch):
+    """Gemma 3 takes plain pictures; without its row nothing would say which tokens are theirs."""
+    monkeypatch.delitem(pretrained.FAMILIES, "gemma3")
+    text = complaint(large(checkpoints["gemma3"]))
+    assert "which tokens are a picture's" in text and "needs a row in pretrained.FAMILIES" in text
 
 
 def test_no_access_to_the_hub(monkeypatch):
