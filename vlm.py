@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +59,13 @@ LIBERO_VOCABULARY = _TOKENIZER.get_vocab_size()
 
 def tokenize(texts: list[str] | tuple[str, ...]) -> torch.Tensor:
     """Instructions -> token ids (B, L) int64, padded with 0."""
-    return torch.tensor(
-        [encoding.ids for encoding in _TOKENIZER.encode_batch(list(texts))], dtype=torch.int64
-    )
+    return torch.tensor([_ids(text) for text in texts], dtype=torch.int64)
+
+
+@lru_cache(maxsize=1024)
+def _ids(text: str) -> tuple[int, ...]:
+    """Of one instruction; the few of a run are asked for at every decision of every slot."""
+    return tuple(_TOKENIZER.encode(text).ids)
 
 
 def without_padding(tokens: torch.Tensor) -> torch.Tensor:
