@@ -9,6 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST = 1e6  # metres, degrees: a number of a camera or a robot beyond that is no honest one
+
+
+def are_numbers(values, count: int) -> bool:
+    """Whether this is a tuple of `count` finite numbers; a file may hold anything."""
+    kinds = (int, float, np.floating)
+    return (
+        isinstance(values, tuple)
+        and len(values) == count
+        and all(isinstance(x, kinds) and not isinstance(x, bool) for x in values)
+        and all(abs(x) <= MOST for x in values)  # False for NaN
+    )
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -25,6 +38,19 @@ class Camera:
     fovy: float
     size: int
     turned: bool = True  # the returned image is MuJoCo's, turned by 180 degrees
+
+    def __post_init__(self) -> None:
+        lens = are_numbers((self.fovy,), 1) and 1 <= self.fovy <= 179
+        for name, right, expected in (
+            ("position", are_numbers(self.position, 3), "3 numbers, x, y, z in metres"),
+            ("rotation", are_numbers(self.rotation, 9), "9 numbers, the rows of a matrix"),
+            ("fovy", lens, "1 to 179 degrees"),
+            ("size", type(self.size) is int and self.size > 0, "a whole number of pixels"),
+            ("turned", type(self.turned) is bool, "true or false"),
+        ):
+            if not right:
+                got = f"{getattr(self, name)!r:.80}"
+                raise ValueError(f"Camera.{name}: got {got}, expected {expected}")
 
     def matrix(self) -> np.ndarray:
         """The projection P (3, 4) float64: (u, v, w) = P (x, y, z, 1), column u / w, row v / w.

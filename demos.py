@@ -41,13 +41,16 @@ import numpy as np
 
 import processes
 from camera import Camera
-from tasks import LIBERO, METAWORLD, EnvConfig, Robot, Start, split_of, split_seeds
+from tasks import LIBERO, METAWORLD, EnvConfig, Robot, Start, is_text, split_of, split_seeds
 
 FORMAT = 1
 ROBOT = METAWORLD.name  # of folders that do not name theirs
 SOURCES = ("expert", "exploration", "evaluation")
 _ARRAYS = {"image": np.uint8, "state": np.float32, "action": np.float32, "success": np.uint8}
 _WORDS = ("task", "instruction", "seed", "source")
+DIMENSIONS = ("robot", "state_dim", "action_dim")  # of dataset.json; not of the first folders'
+# Raised by JSON that is not as expected, or nested too deeply to be shown.
+UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 class BadEpisodes(ValueError):
@@ -99,6 +102,17 @@ class Description:
     robot: str = ROBOT
     state_dim: int = METAWORLD.state_dim  # S
     action_dim: int = METAWORLD.action_dim  # A
+
+    def __post_init__(self) -> None:
+        dims = (self.state_dim, self.action_dim)
+        if not (is_text(self.robot) and all(type(dim) is int and dim > 0 for dim in dims)):
+            raise ValueError(
+                f"robot {self.robot!r:.40} of dimensions {dims!r:.40}, expected text and two whole "
+                "numbers, 1 or more"
+            )
+        if self.camera is not None and self.camera.size != self.env.size:
+            got, expected = self.camera.size, self.env.size
+            raise ValueError(f"camera.size: got {got}, expected {expected}, that of the frames")
 
 
 # ------------------------------------------------------------------------------------------ playing
@@ -360,13 +374,11 @@ def _read_description(folder: Path, expected: EnvConfig | None) -> Description:
         about = Description(
             env=env_from(description["env"]),
             camera=camera_from(description["camera"]),
-            robot=str(description.get("robot", ROBOT)),
-            state_dim=int(description.get("state_dim", METAWORLD.state_dim)),
-            action_dim=int(description.get("action_dim", METAWORLD.action_dim)),
+            **{name: description[name] for name in DIMENSIONS if name in description},
         )
     except BadEpisodes:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except UNREADABLE as error:
         raise BadEpisodes(f"{path}: not readable ({error}); collect the episodes anew") from error
     if expected is not None:
         for name in ("size", "chunk", "robot.frame"):
@@ -458,10 +470,25 @@ def given(folder: Path | str, config: EnvConfig, tasks: tuple[str, ...], per_tas
     return kept, camera
 
 
+def check_words(where, task, instruction, seed, source) -> None:
+    """BadEpisodes for words that no command after the one that reads them could write."""
+    whole = type(seed) is int and -(2**63) <= seed < 2**63
+    for name, value, right, wanted in (
+        ("task", task, is_text(task), "Unicode text"),
+        ("instruction", instruction, is_text(instruction), "Unicode text"),
+        ("seed", seed, whole, "a whole number of 64 bits"),
+        ("source", source, source in SOURCES, f"one of {', '.join(SOURCES)}"),
+    ):
+        if not right:
+            raise BadEpisodes(f"{where}: {name} is {value!r:.80}, expected {wanted}; leave it out")
+
+
 def _read_episode(path: Path, about: Description) -> Episode:
     from safetensors import SafetensorError, safe_open
 
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("not a file")
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
@@ -499,10 +526,9 @@ def _read_episode(path: Path, about: Description) -> Episode:
         raise BadEpisodes(
             f"{path}: actions reach {np.abs(episode.action).max():.3g}, expected values in [-1, 1]"
         )
-    if episode.source not in SOURCES:
-        raise BadEpisodes(
-            f"{path}: source is {episode.source!r}, expected one of {', '.join(SOURCES)}"
-        )
+    if episode.success.max() > 1:
+        raise BadEpisodes(f"{path}: success is not only 0 and 1, as expected; collect it anew")
+    check_words(path, **{name: getattr(episode, name) for name in _WORDS})
     return episode
 
 

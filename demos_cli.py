@@ -171,7 +171,12 @@ def demos_replay(
 def demos_export(
     folder: Annotated[Path, typer.Argument(help="A folder of episodes.")],
     out: Annotated[Path, typer.Option(help="A new folder for the LeRobotDataset v3.")],
-    fps: Annotated[int, typer.Option(help="Decisions per second; Meta-World: 80 / K.")] = 20,
+    fps: Annotated[
+        int,
+        typer.Option(
+            help="Decisions per second: 80 / K (Meta-World), 20 / K (LIBERO: 3 for its K of 8)."
+        ),
+    ] = 20,
     video: Annotated[bool, typer.Option("--video", help="Films (mp4), not PNG images.")] = False,
 ) -> None:
     """Write a folder of episodes as a LeRobotDataset v3: a row per decision."""

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from demos import BadEpisodes, Description, Episode, camera_from, env_from, parse_json
+from demos import UNREADABLE, BadEpisodes, Description, Episode, camera_from, env_from, parse_json
 from recordings import (
     CONVENTIONS,
     RECORDED,
@@ -37,7 +37,7 @@ from recordings import (
     success_flags,
     to_episode,
 )
-from tasks import EnvConfig
+from tasks import LARGEST, EnvConfig, is_text
 
 LEROBOT_VERSION = "v3.0"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -67,7 +67,8 @@ def hdf5_files(source: Path) -> list[Path]:
     """The HDF5 files that a path stands for, sorted."""
     if source.is_file():
         return [source]
-    return sorted(path for path in source.glob("*") if path.suffix in (".hdf5", ".h5"))
+    found = (path for path in source.glob("*") if path.suffix in (".hdf5", ".h5"))
+    return sorted(path for path in found if path.is_file())
 
 
 def read(source: Path, **given) -> tuple[list[Episode], Description]:
@@ -106,7 +107,13 @@ def read(source: Path, **given) -> tuple[list[Episode], Description]:
             f"{source}: (state, action) dimensions {sorted(dims)}; expected those of one robot; "
             "convert each robot's files alone"
         )
-    env = EnvConfig(how.size, how.chunk, max(len(e) for e in episodes))
+    longest, most = max(len(e) for e in episodes), LARGEST["horizon"]
+    if longest > most:
+        raise BadEpisodes(
+            f"{source}: an episode of {longest} decisions; expected at most {most}; choose a "
+            "larger --chunk, or leave it out"
+        )
+    env = EnvConfig(how.size, how.chunk, longest)
     return episodes, Description(env, None, robot, *dims.pop())
 
 
@@ -131,6 +138,8 @@ def lerobot_info(folder: Path) -> dict:
     """meta/info.json, checked as far as this file relies on it."""
     path = folder / "meta" / "info.json"
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("no such file")
         info = parse_json(path.read_bytes())
         version, features = str(info["codebase_version"]), dict(info["features"])
         for name in features:  # both are relied on below
@@ -140,7 +149,9 @@ def lerobot_info(folder: Path) -> dict:
             if kind in ("image", "video") and max(shape, default=0) > MOST_SIDE:
                 raise ValueError(f"{name} has more than {MOST_SIDE} pixels a side")
         fps = float(info["fps"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not is_text(str(info.get("robot_type"))):
+            raise ValueError(f"robot_type is {info['robot_type']!r:.80}")
+    except (OSError, *UNREADABLE) as error:
         raise BadEpisodes(f"{path}: not readable ({error!r}); {ANEW}") from error
     if not version.startswith("v3."):
         raise BadEpisodes(
@@ -165,7 +176,7 @@ def our_description(folder: Path, given: dict) -> Description | None:
         fields = dict(info[OURS])
         fields |= {"env": env_from(fields["env"]), "camera": camera_from(fields["camera"])}
         about = Description(**fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise BadEpisodes(
             f"{folder / 'meta' / 'info.json'}: its {OURS} is not readable ({error}); {ANEW}"
         ) from error
@@ -253,8 +264,11 @@ def lerobot_tasks(folder: Path) -> dict[str, str]:
     names = [name for name in table.column_names if name != "task_index"]
     if not names:
         raise BadEpisodes(f"{path}: no column task; expected the instructions; {ANEW}")
-    columns = (map(str, table[name].to_pylist()) for name in ("task_index", names[0]))
-    return dict(zip(*columns))
+    try:
+        columns = (map(str, table[name].to_pylist()) for name in ("task_index", names[0]))
+        return dict(zip(*columns))
+    except ValueError as error:  # bytes that are no UTF-8
+        raise BadEpisodes(f"{path}: not readable ({error}); {ANEW}") from error
 
 
 def lerobot_camera(folder: Path, info: dict, how: Recording) -> str:
@@ -287,7 +301,7 @@ def lerobot_episodes(folder: Path, video: str) -> list[dict]:
     try:
         for row in rows:
             row |= {name: (float if "timestamp" in name else int)(row[name]) for name in columns}
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise BadEpisodes(
             f"{folder / 'meta' / 'episodes'}: not numbers ({error}); {ANEW}"
         ) from error
@@ -349,6 +363,12 @@ def lerobot_episode(where, rows, frames, instruction: str, row: dict, how: Recor
     action = numbers(rows, "action", where).reshape(count, -1)
     columns = ("next.success", "next.reward", "next.done")
     found = {name: numbers(rows, name, where) for name in columns if name in rows.column_names}
+    for name, values in found.items():
+        if values.size != count:
+            raise BadEpisodes(
+                f"{where}: {name} has the shape {list(values.shape)}; expected one number a row, "
+                f"[{count}]; {ANEW}"
+            )
     words = {"task": re.sub(r"\W+", "-", instruction).strip("-").lower()}
     words |= {"seed": row["episode_index"]}
     words |= {k: row[f"{OURS}/{k}"] for k in ("task", "seed", "source") if f"{OURS}/{k}" in row}
@@ -360,7 +380,10 @@ def lerobot_episode(where, rows, frames, instruction: str, row: dict, how: Recor
         if action.shape[1] != how.chunk * ours.action_dim or state.shape[1] != ours.state_dim:
             raise BadEpisodes(f"{where}: other dimensions than under {OURS} in info.json; {ANEW}")
         episode.action = episode.action.reshape(len(episode), how.chunk, -1)
-        episode.success[0] = row.get(f"{OURS}/start_success", 0)
+        begun = row.get(f"{OURS}/start_success", 0)
+        if begun not in (0, 1):
+            raise BadEpisodes(f"{where}: start_success is {begun!r:.80}; expected 0 or 1; {ANEW}")
+        episode.success[0] = begun
     return episode
 
 

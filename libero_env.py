@@ -41,7 +41,7 @@ from tasks import (
     ChunkedEnv,
     EnvConfig,
     decimate_meshes,
-    keep_renderer,
+    new_renderer,
     robot_of,
     shrink,
     split_of,
@@ -111,8 +111,7 @@ class LiberoEnv(ChunkedEnv):
         decimate_meshes(self._model, cell=3.2 / size)  # finer for larger pictures
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # the shapes that collide are not drawn
-        self._renderer = mujoco.Renderer(self._model, SUPERSAMPLE * size, SUPERSAMPLE * size)
-        keep_renderer(self._renderer)
+        self._renderer = new_renderer(self._model, SUPERSAMPLE * size)
         camera = self._data.cam(CAMERA_NAME)
         own = Camera(
             tuple(camera.xpos.tolist()),

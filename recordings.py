@@ -42,7 +42,7 @@ from typing import Any
 
 import numpy as np
 
-from demos import BadEpisodes, Episode
+from demos import BadEpisodes, Episode, check_words
 
 RECORDED = ("before", "after")
 # What holds unless the caller says otherwise: the original LIBERO files, and LeRobot's definition.
@@ -160,10 +160,11 @@ def to_episode(
 ) -> Episode:
     """N recorded steps -> an Episode. `where` names them in errors; `frames(positions)` gives
     pictures (H, W, 3) of the source; state (N, S), action (N, A), flags (N,): `aligned`."""
-    if len(state) != len(action) or len(action) < 2 or state.ndim != 2 or action.ndim != 2:
+    rows = len(state) == len(action) >= 2 and state.ndim == action.ndim == 2
+    if not (rows and state.size and action.size):
         raise BadEpisodes(
             f"{where}: states {list(state.shape)}, actions {list(action.shape)}; expected (N, S) "
-            "and (N, A) with N of 2 or more; leave this episode out"
+            "and (N, A) with N of 2 or more, S and A of 1 or more; leave this episode out"
         )
     if not (np.isfinite(state).all() and np.isfinite(action).all()):
         raise BadEpisodes(f"{where}: NaN or infinite values; expected numbers; leave it out")
@@ -180,6 +181,7 @@ def to_episode(
             f"{MOST_PICTURES} bytes of them in an episode; choose a smaller --size, or leave it out"
         )
     words = {"source": "expert" if labels[at].any() else "exploration"} | words
+    check_words(where, **words)
     image = np.empty((len(at), how.size, how.size, 3), np.uint8)
     for place, frame in enumerate(frames(at)):
         image[place] = fitted(frame, how)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import re
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
@@ -33,7 +34,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from camera import Camera
+from camera import Camera, are_numbers
 from instructions import INSTRUCTION_CHARACTERS, INSTRUCTIONS, TASKS
 from libero_tasks import FIXED_STARTS, LIBERO_INSTRUCTIONS, LIBERO_SUITES, view_of
 from render import choose_backend
@@ -42,6 +43,12 @@ from render import choose_backend
 # (+1 closes)
 ACTION_DIM = 4
 STATE_DIM = 4  # hand x, y, z in metres (world frame), gripper opening in [0, 1]
+
+
+def is_text(value) -> bool:
+    """Whether this is text that can be written and printed. Half a surrogate pair cannot, and both
+    JSON and the names of files may bring one."""
+    return isinstance(value, str) and not re.search(r"[\ud800-\udfff]", value)
 
 
 @dataclass(frozen=True)
@@ -70,17 +77,40 @@ class Robot:
     spread: tuple[float, ...] = (0.1, 0.1, 0.1, 0.5)
 
     def __post_init__(self) -> None:
-        if self.state_dim < 4 or self.action_dim < 4:
+        dims = (self.state_dim, self.action_dim)
+        if not all(type(dim) is int and 4 <= dim <= 1000 for dim in dims):
             raise ValueError(
-                f"Robot: got state {self.state_dim}, action {self.action_dim}; expected 4 or more "
-                "of both: x, y, z and gripper"
+                f"Robot: got state {self.state_dim!r:.40}, action {self.action_dim!r:.40}; "
+                "expected 4 or more of both, at most 1000: x, y, z and gripper"
             )
         for name in ("middle", "spread"):
-            if len(getattr(self, name)) != self.state_dim:
+            numbers = getattr(self, name)
+            if isinstance(numbers, tuple) and len(numbers) != self.state_dim:
                 raise ValueError(
-                    f"Robot.{name}: got {len(getattr(self, name))} numbers, expected "
+                    f"Robot.{name}: got {len(numbers)} numbers, expected "
                     f"{self.state_dim}, one for each entry of the state"
                 )
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """ValueError for what no robot has; a folder of others may name anything."""
+        size, box = self.state_dim, are_numbers(self.low, 3) and are_numbers(self.high, 3)
+        for name, right, expected in (
+            ("name", is_text(self.name), "text"),
+            ("metres", are_numbers((self.metres,), 1) and self.metres > 0, "a number above 0"),
+            ("from_hand", type(self.from_hand) is bool, "true or false"),
+            ("frame", is_text(self.frame), "text"),
+            (
+                "low",
+                box and all(a < b for a, b in zip(self.low, self.high)),
+                "3 numbers below high",
+            ),
+            ("middle", are_numbers(self.middle, size), f"{size} numbers"),
+            ("spread", are_numbers(self.spread, size) and min(self.spread) > 0, "numbers above 0"),
+        ):
+            if not right:
+                got = f"{getattr(self, name)!r:.80}"
+                raise ValueError(f"Robot.{name}: got {got}, expected {expected}")
 
 
 METAWORLD = Robot()
@@ -270,7 +300,23 @@ def _touching_object(sim, object_geom: int) -> bool:
     return True
 
 
+def new_renderer(model, side: int):
+    """A renderer of side x side pixels, never closed before its process ends. MuJoCo draws into a
+    buffer of 640 x 480 unless the model asks for another."""
+    import mujoco
+
+    buffer = model.vis.global_
+    buffer.offwidth, buffer.offheight = max(side, buffer.offwidth), max(side, buffer.offheight)
+    renderer = mujoco.Renderer(model, side, side)
+    keep_renderer(renderer)
+    return renderer
+
+
 # ---------------------------------------------------------------------------------- one environment
+
+# Beyond what anyone plays. What is larger is a slip, and would run, or fill the memory, without
+# end: a frame of 1024 is drawn in 2048 x 2048 pixels.
+LARGEST = {"size": 1024, "chunk": 1000, "horizon": 100_000}
 
 
 @dataclass(frozen=True)
@@ -283,9 +329,13 @@ class EnvConfig:
     robot: Robot = field(default_factory=Robot)
 
     def __post_init__(self) -> None:
-        for name in ("size", "chunk", "horizon"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"EnvConfig.{name}: got {getattr(self, name)}, expected 1 or more")
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(
+                    f"EnvConfig.{name}: got {value!r:.80}, expected a whole number, 1 or more and "
+                    f"at most {most}; choose another"
+                )
         if self.size % 16:
             raise ValueError(f"EnvConfig.size: got {self.size}, expected a multiple of 16 pixels")
 
@@ -450,8 +500,7 @@ class RealEnv(ChunkedEnv):
         model.cam(CAMERA_NAME).fovy[:] = CAMERA_FOVY
         mujoco.mj_forward(model, data)
         side = SUPERSAMPLE * self.config.size
-        self._renderer = mujoco.Renderer(model, side, side)
-        keep_renderer(self._renderer)
+        self._renderer = new_renderer(model, side)
         camera = data.cam(CAMERA_NAME)
         self.camera = Camera(
             tuple(camera.xpos.tolist()), tuple(camera.xmat.tolist()), CAMERA_FOVY, self.config.size

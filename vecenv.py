@@ -30,7 +30,9 @@ from tasks import DEFAULT_SUITE, SPLITS, ChunkedEnv, EnvConfig, RealEnv, Start, 
 # honest wait is the first reset: it builds an environment per task and draws the first frames.
 PATIENCE = 1800.0
 LOOK = 1.0  # seconds between two looks at whether it lives
-RESUME = "run the same command again to resume"
+RESUME = (
+    "run the same command again to resume (train, compare, screen) or to begin anew (the others)"
+)
 
 
 def make_env(task: str, config: EnvConfig) -> ChunkedEnv:

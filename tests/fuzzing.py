@@ -305,10 +305,27 @@ def spoil_episodes(data: st.DataObject, folder: Path) -> list[str]:
     return []
 
 
+def used_later(episodes: list, about) -> None:
+    """What commands do with episodes once they are read; whatever was let in bears it."""
+    import demos
+    from tasks import spaces
+
+    spaces(about.env)
+    json.dumps(demos._described(about)).encode()
+    about.robot.encode()
+    if about.camera is not None:
+        assert about.camera.size == about.env.size
+        assert np.isfinite(about.camera.project(np.eye(3))).all()
+    for episode in episodes:
+        (episode.task + episode.instruction).encode()
+        assert np.array([episode.seed]).dtype == np.int64 and set(episode.success) <= {0, 1}
+
+
 def read_episodes(folder: Path, words: list[str]) -> None:
     import demos_cli
 
-    demos_cli.read_episodes(folder)
+    episodes, about = demos_cli.read_episodes(folder)
+    used_later(episodes, about)
 
 
 def tiny_policy():
@@ -532,7 +549,7 @@ def spoil_hdf5(data: st.DataObject, folder: Path) -> list[str]:
             if "obs" in file["data/demo_0"] and "obs" in file["data/demo_1"]:
                 try:
                     replaced_in_hdf5(data, file)
-                except (KeyError, ValueError, TypeError, OSError, AttributeError):
+                except (KeyError, ValueError, TypeError, OSError, AttributeError, RuntimeError):
                     break  # the second change met the first; what is there is spoiled enough
         if data.draw(st.integers(0, 4)) == 0:
             name = data.draw(st.sampled_from(["demo_" + "9" * 30, "demo_-1", "demo_٣", "demo_7"]))
@@ -576,7 +593,7 @@ def read_foreign(folder: Path, words: list[str]) -> None:
     """As `demos load SOURCE --out ...` reads it, all but the writing."""
     import formats
 
-    formats.read(folder, size=16)
+    used_later(*formats.read(folder, size=16))
 
 
 # --- LeRobot -------------------------------------------------------------------------------------
@@ -657,7 +674,7 @@ def spoil_lerobot(data: st.DataObject, folder: Path) -> list[str]:
 def read_lerobot(folder: Path, words: list[str]) -> None:
     import formats
 
-    formats.read(folder / words[0])
+    used_later(*formats.read(folder / words[0]))
 
 
 # --- arguments -----------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 import ast
 import json
+import os
 import struct
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -15,6 +16,7 @@ import runs
 from demos import (
     BadEpisodes,
     Episode,
+    check_words,
     contact_sheet,
     load,
     play,
@@ -25,7 +27,7 @@ from demos import (
     write_png,
 )
 from instructions import INSTRUCTIONS
-from tasks import SPLITS, Camera, EnvConfig, Start
+from tasks import METAWORLD, SPLITS, Camera, EnvConfig, Start
 
 CONFIG = EnvConfig(size=16, chunk=2, horizon=6)
 CAMERA = Camera((0.75, 0.075, 0.7), tuple(np.linspace(-1, 1, 9).tolist()), 42.0, 16)
@@ -303,12 +305,78 @@ SMALLEST = '{"format": 1, "env": {}, "camera": null, "state_dim": %s}'
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"format": 1, "env": {}, "camera": 3}', "\x00"]
-    + [SMALLEST % size for size in ("Infinity", "NaN", "[]")],
+    + [SMALLEST % size for size in ("Infinity", "NaN", "[]", "4.0", '"4"', "true", "0", "null")],
 )
 def test_a_damaged_description_is_refused(folder, text):
     """dataset.json that is not one."""
     (folder / "dataset.json").write_text(text)
     assert_refused(folder, "dataset.json", "not readable")
+
+
+ROBOT = json.loads(json.dumps(asdict(METAWORLD)))
+
+
+@pytest.mark.parametrize(
+    "part, name, values",
+    [
+        ("camera", "fovy", ["x", None, np.nan, np.inf, 0, 180, 1e-300, 10**400, True, [42.0]]),
+        ("camera", "position", [None, 0.5, "xyz", [], [1, 2], [1, 2, np.nan], [[1], [2], [3]]]),
+        ("camera", "position", [[0, 0, 1e308], [0, 0, 10**400], ["a", 0, 0], [True, 0, 0]]),
+        ("camera", "rotation", [None, [1, 2], [np.nan] * 9, [[1, 0, 0], [0, 1, 0], [0, 0, 1]]]),
+        ("camera", "size", [0, -16, 32, 16.0, "16", None, np.nan, True, 10**30]),
+        ("camera", "turned", [None, 0, "x"]),
+        ("camera", "lens", [1]),
+        ("env", "size", [0, -16, 17, 32, 16.0, "16", None, np.nan, True, 10**30]),
+        ("env", "chunk", [0, -1, 2.0, "2", None, np.nan, True, 1001, 10**30]),
+        ("env", "horizon", [0, -1, 6.0, "6", None, np.nan, np.inf, True, 100_001]),
+        ("env", "robot", [None, 3, "x", [], {"name": 3}, {"arms": 2}]),
+        ("env", "robot", [ROBOT | {"name": "\ud800"}, ROBOT | {"frame": 1}]),
+        ("env", "robot", [ROBOT | {"metres": x} for x in (None, "x", 0, -1, np.nan, [1])]),
+        ("env", "robot", [ROBOT | {"from_hand": x} for x in (None, 0, "x")]),
+        ("env", "robot", [ROBOT | {"state_dim": x} for x in (None, 4.0, True, 3, 5, [])]),
+        ("env", "robot", [ROBOT | {"low": x} for x in (None, 3, [0, 0], [np.nan] * 3, [9] * 3)]),
+        ("env", "robot", [ROBOT | {"spread": x} for x in (None, 3, [1] * 3, [0] * 4, ["x"] * 4)]),
+        ("env", "robot", [ROBOT | {"middle": x} for x in (None, "abcd", [np.nan] * 4)]),
+        (None, "robot", [None, 3, [], "\ud800"]),
+        (None, "env", [None, 3, [], {"colour": 1}]),
+        (None, "camera", [3, "x", [], {}]),
+    ],
+)
+def test_a_description_of_other_types_is_refused(folder, part, name, values):
+    """One field at a time: not of its type, no number, beyond all sense, not that of the frames."""
+    path = folder / "dataset.json"
+    sound = json.loads(path.read_text())
+    for value in values:
+        changed = json.loads(json.dumps(sound))
+        (changed[part] if part else changed)[name] = value
+        path.write_text(json.dumps(changed))
+        assert_refused(folder, "dataset.json: not readable (", "collect the episodes anew")
+    path.write_text(json.dumps(sound))
+    assert load(folder)[2] == CAMERA
+
+
+def test_whole_numbers_stand_where_others_do(folder):
+    """JSON of other programs writes 0.0 as 0."""
+    path = folder / "dataset.json"
+    about = json.loads(path.read_text())
+    about["camera"] |= {"position": [0, 0, 1], "fovy": 42}
+    path.write_text(json.dumps(about))
+    assert load(folder, CONFIG)[2] == replace(CAMERA, position=(0.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nowhere"])
+def test_what_is_no_file_is_refused(folder, kind):
+    """A pipe above all, which one could wait for without end."""
+    path = folder / "episode_00099.safetensors"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere")
+    with pytest.raises(BadEpisodes, match="episode_00099.* [(]not a file[)]; delete it"):
+        load(folder)
+    assert len(list(folder.iterdir())) == 5
 
 
 def test_a_run_s_episodes_name_their_camera(folder):
@@ -356,6 +424,10 @@ def test_wrong_shapes_types_and_ranges_are_refused(folder):
         ({"action": 2 * sound.action}, "[-1, 1]"),
         ({"source": "dreamt"}, "source"),
         ({"seed": "five"}, "episode_00003"),
+        ({"seed": 2**63}, "seed is 9223372036854775808, expected a whole number of 64 bits"),
+        ({"seed": -(2**63) - 1}, "64 bits"),
+        ({"success": sound.success * 255}, "success is not only 0 and 1"),
+        ({"success": sound.success * 2}, "success is not only 0 and 1"),
     ]
     for changes, word in wrong:
         write_spoiled(folder, **changes)
@@ -364,13 +436,30 @@ def test_wrong_shapes_types_and_ranges_are_refused(folder):
     assert len(load(folder)[0]) == 3
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"task": x} for x in ("\ud800", None, 5)]
+    + [{"instruction": x} for x in ("push \udcff it", None, b"x")]
+    + [{"seed": x} for x in (1.0, None, "7", True, 2**63)]
+    + [{"source": x} for x in (None, "", [])],
+)
+def test_words_that_could_not_be_written_again(wrong):
+    """Half a surrogate pair, a number too large, no text at all: refused where they are read."""
+    sound = {"task": "tâche", "instruction": "推す 🙂", "seed": -(2**63), "source": "expert"}
+    check_words("here", **sound)
+    with pytest.raises(
+        BadEpisodes, match=f"^here: {next(iter(wrong))} is .*expected.*leave it out"
+    ):
+        check_words("here", **(sound | wrong))
+
+
 def test_another_size_chunk_or_task_is_refused(folder):
     """A folder that is sound but not this run's."""
     assert_refused(folder, "size 16", "expects 32", expected=replace(CONFIG, size=32))
     assert_refused(folder, "chunk 2", "expects 4", expected=replace(CONFIG, chunk=4))
     assert_refused(folder, "task 'reach'", "push", tasks=("push",))
     with pytest.raises(BadEpisodes, match="expects 32"):
-        save(folder, [episode(2, None)], replace(CONFIG, size=32), CAMERA)
+        save(folder, [episode(2, None)], replace(CONFIG, size=32), replace(CAMERA, size=32))
     assert len(load(folder)[0]) == 3
 
 

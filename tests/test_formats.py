@@ -6,6 +6,7 @@ it; what is damaged, foreign or hostile costs one line and leaves the disk as it
 
 import errno
 import json
+import os
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from test_cli import assert_one_line, in_process, make_episode, make_episodes
 from trees import tree
 
 import demos
+import formats
 from demos import BadEpisodes
 from tasks import EnvConfig
 
@@ -241,6 +243,48 @@ def test_bad_hdf5(here, name):
     assert tree(here) == before
 
 
+def test_words_that_are_no_unicode(here):
+    """Of a file's name, of an option: a shell hands over any bytes."""
+    write_hdf5(here / "a.hdf5")
+    name = os.fsdecode(b"turn_\xff_demo.hdf5")
+    try:
+        shutil.copy(here / "a.hdf5", here / name)
+    except OSError:
+        pytest.skip("this file system knows only names that are Unicode")
+    before = tree(here)
+    words = ["task is 'turn_\\udcff'", "expected Unicode text", "leave it out"]
+    assert_one_line(in_process("demos", "load", name, "--out", "out"), *words)
+    options = ("--out", "out", "--instruction", "push \udcff")
+    result = in_process("demos", "load", "a.hdf5", *options)
+    assert_one_line(result, "demo_0: instruction is 'push \\udcff'", "expected Unicode text")
+    assert tree(here) == before
+
+
+def test_pipes_are_not_waited_for(here):
+    """In the place of a file of any format."""
+    for name in ("pipes", "lr/meta"):
+        (here / name).mkdir(parents=True)
+    os.mkfifo(here / "pipes" / "a.hdf5")
+    os.mkfifo(here / "lr" / "meta" / "info.json")
+    result = in_process("demos", "load", "pipes", "--out", "out")
+    assert_one_line(result, "pipes: nothing to convert")
+    assert_one_line(in_process("demos", "load", "lr", "--out", "out"), "info.json", "no such file")
+    make_episodes(here / "good")
+    os.mkfifo(here / "good" / "episode_00099.safetensors")
+    assert_one_line(in_process("demos", "load", "good"), "episode_00099", "not a file")
+
+
+def test_episodes_beyond_any_horizon(here, monkeypatch):
+    """Larger chunks make fewer decisions of the same recording."""
+    write_hdf5(here / "a.hdf5", image=pictures(35))
+    monkeypatch.setitem(formats.LARGEST, "horizon", 30)
+    before = tree(here)
+    result = in_process("demos", "load", "a.hdf5", "--out", "out", "--chunk", 1)
+    assert_one_line(result, "a.hdf5: an episode of 34 decisions", "at most 30", "--chunk")
+    assert tree(here) == before
+    convert("a.hdf5", "--chunk", 2)
+
+
 def test_mixed_image_sizes(here):
     (here / "files").mkdir()
     write_hdf5(here / "files" / "a.hdf5")
@@ -274,6 +318,12 @@ def test_bad_uses_of_out(here):
         (["no wrist", "agentview_rgb"], "load a.hdf5 --out new --image wrist"),
         (["63", "multiple of 16"], "load a.hdf5 --out new --size 63"),
         (["got 0", "1 or more"], "load a.hdf5 --out new --chunk 0"),
+        (["at most 1000"], "load a.hdf5 --out new --chunk 100000000"),
+        (["chunk", "at most 1000"], f"load a.hdf5 --out new --chunk {'9' * 30}"),
+        (["size", "at most 1024"], f"load a.hdf5 --out new --size {'9' * 30}"),
+        (["chunk", "at most 1000"], f"collect new --chunk {'9' * 30}"),
+        (["horizon", "at most 100000"], f"collect new --horizon {'9' * 30}"),
+        (["size", "at most 1024"], f"collect new --size {16 * 10**30}"),
         (["--tasks"], "load a.hdf5 --out new --tasks reach"),
         (["got 0", "--fps"], "export full --out new --fps 0"),
         (["a.hdf5", "no such folder", "--out"], "load a.hdf5"),
@@ -552,6 +602,29 @@ def drop_column(name: str, file: str = "data/chunk-000/file-000.parquet"):
     return damage
 
 
+EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+
+
+def change_column(name: str, value, file: str = "data/chunk-000/file-000.parquet"):
+    """Damage that writes one value into every row of a column, which may be a new one."""
+
+    def damage(folder: Path) -> None:
+        table = pq.read_table(folder / file)
+        if name in table.column_names:
+            table = table.drop_columns(name)
+        pq.write_table(table.append_column(name, pa.array([value] * len(table))), folder / file)
+
+    return damage
+
+
+def words_of_no_unicode(folder: Path) -> None:
+    """Parquet says that it is text, and does not look."""
+    offsets, content = np.array([0, 2], np.int32), b"\xff\xfe"
+    words = pa.StringArray.from_buffers(1, pa.py_buffer(offsets), pa.py_buffer(content))
+    table = pa.table({"task_index": [4], "task": words})
+    pq.write_table(table, folder / "meta/tasks.parquet")
+
+
 def cut_rows(folder: Path) -> None:
     path = folder / "data/chunk-000/file-000.parquet"
     pq.write_table(pq.read_table(path).slice(0, 5), path)
@@ -600,6 +673,18 @@ BAD_LEROBOT = {
     "indices in words": (words_for_indices, ["episode 0", "no numbers"]),
     "too few rows": (cut_rows, ["episode 0", "5 rows", "expected 11"]),
     "no pictures": (no_pictures, ["picture is not readable"]),
+    "two flags": (change_column("next.success", [0.0, 1.0]),
+                  ["next.success has the shape [11, 2]", "expected one number a row, [11]"]),
+    "no flags": (change_column("next.done", []),
+                 ["next.done", "[11, 0]", "one number a row"]),
+    "flags of flags": (change_column("next.reward", [[1.0], [0.0]]), ["[11, 2, 1]"]),
+    "words as flags": (change_column("next.success", "yes"), ["next.success is not numeric"]),
+    "empty states": (change_column("observation.state", []), ["states [11, 0]"]),
+    "empty actions": (change_column("action", []), ["actions [11, 0]"]),
+    "endless index": (change_column("data/file_index", np.inf, EPISODES), ["not numbers"]),
+    "a rate without end": (change_info(fps=10**400), ["info.json", "not readable"]),
+    "robot of no Unicode": (change_info(robot_type="\ud800"), ["info.json", "robot_type"]),
+    "words of no Unicode": (words_of_no_unicode, ["tasks.parquet", "not readable", "utf-8"]),
     "absolute path": (change_info(data_path="/etc/passwd"), ["/etc/passwd", "inside the folder"]),
     "path upwards": (change_info(data_path="data/../../x"), ["'data/../../x'", "inside"]),
     "path with code": (change_info(data_path="{chunk_index.real}"), ["inside the folder"]),
@@ -614,6 +699,54 @@ def test_bad_lerobot(here, name):
     before = tree(here)
     assert_one_line(in_process("demos", "load", "theirs", "--out", "out"), *words)
     assert tree(here) == before
+
+
+def change_ours(part: str | None, **values):
+    """Damage that changes what only we write into info.json."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "meta/info.json"
+        info = json.loads(path.read_text())
+        ours = info["world_env"]
+        (ours[part] if part else ours).update(values)
+        path.write_text(json.dumps(info))
+
+    return damage
+
+
+BAD_EXPORT = {
+    "no lens": (change_ours("camera", fovy="x"), ["world_env", "Camera.fovy", "expected"]),
+    "NaN": (change_ours("camera", position=[0, 0, np.nan]), ["Camera.position"]),
+    "half a camera": (change_ours("camera", rotation=[1, 2]), ["Camera.rotation"]),
+    "other pictures": (change_ours("camera", size=128), ["camera.size: got 128, expected 64"]),
+    "half a chunk": (change_ours("env", chunk=4.0), ["EnvConfig.chunk"]),
+    "no horizon": (change_ours("env", horizon=np.nan), ["EnvConfig.horizon"]),
+    "no dimension": (change_ours(None, state_dim=0), ["dimensions (0, 4)"]),
+    "no robot": (change_ours(None, robot=3), ["robot 3"]),
+    "task": (change_column("world_env/task", 5, EPISODES), ["task is 5", "expected Unicode text"]),
+    "seed": (change_column("world_env/seed", 1.5, EPISODES), ["seed is 1.5", "64 bits"]),
+    "large seed": (change_column("world_env/seed", np.uint64(2**63), EPISODES), ["64 bits"]),
+    "source": (change_column("world_env/source", "x", EPISODES), ["source is 'x'", "expert"]),
+    "success": (change_column("world_env/start_success", 255, EPISODES), ["is 255", "0 or 1"]),
+    "no success": (change_column("world_env/start_success", None, EPISODES), ["is None"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_EXPORT)
+def test_bad_exports(here, name):
+    """What we wrote ourselves may have been through other hands."""
+    damage, words = BAD_EXPORT[name]
+    damage(exported(here))
+    before = tree(here)
+    assert_one_line(in_process("demos", "load", "lr", "--out", "out"), *words)
+    assert tree(here) == before
+
+
+def test_a_flag_may_be_a_list_of_one(here):
+    """As info.json says of it: shape [1]."""
+    change_column("next.success", [0.0])(foreign(here))
+    (episode,) = convert("theirs")
+    assert not episode.success.any()
 
 
 def make_playlist(folder: Path) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import recordings
-from recordings import Recording, aligned, fitted, in_chunks, success_flags
+from demos import BadEpisodes
+from recordings import Recording, aligned, fitted, in_chunks, success_flags, to_episode
 
 
 def test_actions_lie_between_the_frames():
@@ -44,6 +45,25 @@ def test_a_picture_of_the_right_size_keeps_every_bit(upside_down, mirrored):
     got = fitted(image, Recording("before", upside_down, mirrored, size=32))
     rows, columns = (-1 if upside_down else 1), (-1 if mirrored else 1)
     assert np.array_equal(got, image[::rows, 4:36][:, ::columns])
+
+
+@pytest.mark.parametrize(
+    "state, action, words, told",
+    [
+        (0, 7, {}, r"states \[5, 0\]"),
+        (8, 0, {}, r"actions \[5, 0\]"),
+        (8, 7, {"task": "\ud800"}, "task is"),
+        (8, 7, {"instruction": "\udcff"}, "instruction is"),
+        (8, 7, {"seed": 2**63}, "seed is"),
+        (8, 7, {"source": "dreamt"}, "source is"),
+    ],
+)
+def test_steps_and_words_that_nothing_can_be_made_of(state, action, words, told):
+    """One line, before a picture is looked at."""
+    arrays = (np.zeros((5, state)), np.zeros((5, action)), None)
+    words = {"task": "pick", "instruction": "pick it", "seed": 0} | words
+    with pytest.raises(BadEpisodes, match=f"^here: .*{told}.*[;,] expected"):
+        to_episode("here", None, *arrays, Recording("after", False), **words)
 
 
 def test_a_missing_package_is_named():

@@ -14,12 +14,14 @@ from tasks import (
     DEFAULT_SUITE,
     INSTRUCTION_CHARACTERS,
     INSTRUCTIONS,
+    LARGEST,
     SPLITS,
     Camera,
     EnvConfig,
     RealEnv,
     Start,
     check_tasks,
+    new_renderer,
     shrink,
     split_of,
     split_seeds,
@@ -186,6 +188,26 @@ def test_the_first_frame_shows_this_start(task):
     np.testing.assert_array_equal(observation["image"], env.render())
     expected = env._sim._get_curr_obs_combined_no_goal()
     np.testing.assert_array_equal(env._raw[: len(expected)], expected)
+
+
+def test_large_frames_are_drawn(env):
+    """Larger than the buffer that MuJoCo has of itself, 480 high: frames are drawn at twice their
+    size. What is seen is the same."""
+    large = RealEnv(TASK, EnvConfig(size=256))
+    (drawn, _), (small, _) = large.reset(seed=5), env.reset(seed=5)
+    assert drawn["image"].shape == (256, 256, 3) and large.camera.size == 256
+    averaged = drawn["image"].reshape(64, 4, 64, 4, 3).mean((1, 3))
+    assert np.abs(averaged - small["image"]).mean() < 3
+
+
+def test_a_renderer_has_the_room_it_needs():
+    """The buffer grows to what is asked for and never shrinks."""
+    import mujoco
+
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    for side, room in ((64, (640, 480)), (500, (640, 500)), (700, (700, 700)), (64, (700, 700))):
+        assert new_renderer(model, side).render().shape == (side, side, 3)
+        assert (model.vis.global_.offwidth, model.vis.global_.offheight) == room
 
 
 def test_start_vectors_of_the_splits_never_coincide(env):
@@ -489,11 +511,34 @@ def test_task_names_are_checked():
             check_tasks(names)
 
 
-@pytest.mark.parametrize("wrong", [{"size": 40}, {"size": 0}, {"chunk": 0}, {"horizon": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"size": 40}, {"size": 0}, {"chunk": 0}, {"horizon": -1}, {"chunk": 4.0}, {"chunk": True}]
+    + [{"horizon": np.nan}, {"size": "64"}, {"size": None}]
+    + [{name: most + 16} for name, most in LARGEST.items()]
+    + [{name: 10**30} for name in LARGEST],
+)
 def test_impossible_settings_are_refused(wrong):
     """The field is named and so is what was expected."""
     with pytest.raises(ValueError, match=f"EnvConfig.{next(iter(wrong))}: got .* expected"):
         EnvConfig(**wrong)
+
+
+def test_the_largest_settings_are_accepted():
+    """Far more than any run has."""
+    assert EnvConfig(**LARGEST).size == 1024
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"position": (0.0, 1.0)}, {"position": None}, {"rotation": (np.nan,) * 9}, {"fovy": "x"}]
+    + [{"fovy": 0.0}, {"fovy": np.inf}, {"size": 0}, {"size": 64.0}, {"turned": 1}],
+)
+def test_a_camera_that_cannot_be_is_refused(wrong):
+    """The field is named and so is what was expected."""
+    sound = {"position": (0.0, 0.0, 1.0), "rotation": (1.0, 0, 0, 0, 1, 0, 0, 0, 1), "fovy": 42.0}
+    with pytest.raises(ValueError, match=f"Camera.{next(iter(wrong))}: got .* expected"):
+        Camera(**(sound | {"size": 64} | wrong))
 
 
 def test_every_meta_world_task_has_three_wordings():
