@@ -637,7 +637,7 @@ def test_the_ledger_counts_what_an_iteration_really_costs():
         ("--seeds -1", ["--seeds", "0 to 99"]),
         ("--seeds 1.5", ["--seeds", "0 to 99"]),
         ("--preset huge", ["'huge'", "cpu, debug, notebook, example, gpu, paper or libero"]),
-        ("--starts 0", ["--starts", "got 0", "1 or more"]),
+        ("--starts 0", ["--starts", "got 0", "1 to 100000"]),
         ("--out file/new", ["is a file", "choose another --out"]),
         ("--out mine", ["mine/seed0/dream", "not a run folder", "choose another --out"]),
         ("--out old", ["old/seed0/dream", "other settings", "choose another --out"]),

@@ -505,7 +505,7 @@ def scripted_run(folder, judge) -> SimpleNamespace:
             extra_data=True,
         ),
         stages={"rl": {"probes": PROBES, "kept": 10, "history": HISTORY}},
-        ledger=lambda: {"demonstrations": 15, "gauge_episodes": 9, "imagined_frames": 1234},
+        ledger=lambda: {"exploration_episodes": 9, "gauge_episodes": 9, "imagined_frames": 1234},
         checkpoint=lambda name: folder / f"{name}.safetensors",
         policy=lambda name: Push({"sft": 0.1, "dream_bc": 0.1, "policy": 0.4}[name]),
         reflector=lambda: judge,
@@ -543,7 +543,7 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
         "it hallucinates success in 0 %, misses it in 100 %"
     )
     assert all(env.closed for env in realities)
-    assert result["ledger"]["run"]["demonstrations"] == 15
+    assert result["ledger"]["run"]["exploration_episodes"] == 9
     # Three policies and the expert from 6 starts, four variants of the actions, 6 moments with four
     # branches each: as the real environment has counted them.
     own = result["ledger"]["trust"]
@@ -552,7 +552,7 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     least = 3 * 6 * HORIZON + 9 * 3 + 4 * 6 * HORIZON
     assert own["real_steps"] == realities[0].real_steps and own["imagined_frames"] > least
     assert lines[-1] == (
-        "ledger: the run has spent 15 demonstrations, 9 gauge episodes, 1,234 imagined frames; "
+        "ledger: the run has spent 9 exploration episodes, 9 gauge episodes, 1,234 imagined frames; "
         f"trust itself played 78 real episodes and dreamt {own['imagined_frames']:,} frames"
     )
 
