@@ -19,6 +19,9 @@ nothing of cabinets, stoves and racks, which each reset draws within 2 cm: they 
 after the one seed(0) of the benchmark's evaluation puts them [as OpenVLA-OFT]. Any other seed draws
 a start from the task's own regions. Before the first picture the arm rests for 10 steps, in which
 things settle [as OpenVLA-OFT].
+
+# DEVIATION: the benchmark's episodes have 220, 280, 300 or 520 steps; here 216, 280, 296 or 520;
+#   because a decision is a whole chunk of 8.
 """
 
 from __future__ import annotations
