@@ -552,8 +552,8 @@ def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     least = 3 * 6 * HORIZON + 9 * 3 + 4 * 6 * HORIZON
     assert own["real_steps"] == realities[0].real_steps and own["imagined_frames"] > least
     assert lines[-1] == (
-        "ledger: the run has spent 9 exploration episodes, 9 gauge episodes, 1,234 imagined frames; "
-        f"trust itself played 78 real episodes and dreamt {own['imagined_frames']:,} frames"
+        "ledger: the run has spent 9 exploration episodes, 9 gauge episodes, 1,234 imagined "
+        f"frames; trust itself played 78 real episodes and dreamt {own['imagined_frames']:,} frames"
     )
 
     # LOOP kept what it began with: that is played once.
