@@ -237,8 +237,8 @@ def libero_scale() -> RunConfig:
         probes=4,
         test_starts=10,
         sft=replace(base.sft, steps=4000),
-        loop=replace(base.loop, groups=16, learning_rate=1e-5),
-        real_loop=replace(base.real_loop, groups=16, learning_rate=1e-5),
+        loop=replace(base.loop, groups=16, noise=0.5, learning_rate=1e-5),
+        real_loop=replace(base.real_loop, groups=16, noise=0.5, learning_rate=1e-5),
     )
 
 
