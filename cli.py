@@ -253,6 +253,7 @@ def build_config(
 
     import runs
     from ppo import PLAIN
+    from tasks import SPLITS
 
     config = runs.with_pretrained(runs.preset(preset), pretrained)
     config = runs.with_simulator_models(config, simulator_models)
@@ -266,9 +267,10 @@ def build_config(
     names = chosen_tasks(suite, tasks)
     if names:
         config = runs.with_tasks(config, names)
+    most = len(SPLITS["test"])
     given: dict[str, Any] = {
         "rounds": None if rounds is None else in_range("--rounds", rounds, 1, 9),
-        "test_starts": None if starts is None else in_range("--starts", starts, 1, 100_000),
+        "test_starts": None if starts is None else in_range("--starts", starts, 1, most),
         "demos": demos,
         "seed": seed,
         "rl_env": env,

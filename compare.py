@@ -118,7 +118,7 @@ def _of_the_dream(run: Run) -> dict:
     found = run.stages["evaluate"].get("agreement")
     if not found:
         return {}
-    rl = [stage for name, stage in run.stages.items() if name.split("_")[0] == "rl"]
+    rl = [stage for name, stage in run.stages.items() if stages.round_of(name)[0] == "rl"]
     return {"agreement": found["agreement"]["share"], "kept": rl[-1]["kept"]}
 
 
