@@ -48,7 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench_report import growth_chart, markdown
 from camera import Camera
 from demos import Episode, collect_expert, load, write_atomically
-from evaluate import hardware, peak_kib, versions
+from evaluate import current_commit, hardware, peak_kib, versions
 from fit import bf16_autocast, device_of, fit, one_thread
 from instructions import INSTRUCTIONS
 from kinematics import episode_batches
@@ -57,7 +57,6 @@ from ppo import plain_rollouts, update
 from reflector import Reflector, frame_batches
 from runs import Run, RunConfig
 from simulator import Simulator, transition_batches
-from studies import current_commit
 from tasks import Start
 from vecenv import VecRealEnv
 from worldenv import WorldEnv, start_frames

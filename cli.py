@@ -12,8 +12,8 @@
     bench                        how fast it all is here, dream and reality in the same run
     report                       rewrite a run's report.md and .html; several runs in one page
     ship                         a finished run as one small archive
-    expert                       how often the scripted expert succeeds
-    screen, summary              studies.py: which tasks suit; the reported figures
+    screen, expert               screening.py: which tasks suit; how often the expert succeeds
+    summary                      summary.py: the reported figures
     config                       print the settings
 
 Every command checks what it was given before it touches the disk. What a user can repair becomes
@@ -461,7 +461,8 @@ def trust_command(
 
 
 # ------------------------------------------------------------------------------------------ studies
-# Their work is in studies.py, imported inside each command like everything heavy.
+# Their work is in screening.py, summary.py and compare.py, imported inside each command like
+# everything heavy.
 
 
 @app.command()
@@ -469,10 +470,10 @@ def screen(
     out: Annotated[Path, typer.Option(help="Where screening.md and .jsonl go.")] = Path("results"),
 ) -> None:
     """Imitation from five demonstrations on every task, to choose a suite (an hour; resumable)."""
-    import studies
+    import screening
 
     check_output(out, 1)
-    studies.screen(out, print)
+    screening.screen(out, print)
 
 
 @app.command("expert")
@@ -485,7 +486,7 @@ def expert_command(
     ),
 ) -> None:
     """Measure how often the scripted expert succeeds within the step limit."""
-    import studies
+    import screening
 
     names = chosen_tasks(suite, tasks)
     check_playable(names)
@@ -494,24 +495,24 @@ def expert_command(
     check_files(out)
     command = f"python cli.py expert --suite {suite} --starts {starts}"
     command += f" --tasks {tasks}" if tasks else ""
-    studies.measure_expert(suite, names, starts, out, command, partial(print, flush=True))
+    screening.measure_expert(suite, names, starts, out, command, partial(print, flush=True))
 
 
-@app.command()
-def summary(
+@app.command("summary")
+def summary_command(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Finished run folders to add to results/runs.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
 ) -> None:
     """Collect finished runs into results/, write results/summary.json and the README's table."""
-    import studies
+    import summary
 
     check_output(out, 5)
-    studies.collect(runs or [], out)
-    result = studies.summarize_runs(out)
+    summary.collect(runs or [], out)
+    result = summary.summarize_runs(out)
     if (HERE / "README.md").is_file() and out.resolve() == HERE / "results":
-        studies.update_readme(result, HERE / "README.md")
+        summary.update_readme(result, HERE / "README.md")
     print(f"{out / 'summary.json'}: {len(result)} figures")
 
 

@@ -48,6 +48,7 @@ from demos import parse_json, write_atomically
 from evaluate import (
     TERMINATIONS,
     cpu_seconds,
+    current_commit,
     evaluate_all,
     mean_interval,
     real_episodes,
@@ -57,7 +58,6 @@ from fit import fit
 from policy import Policy, imitation_batches
 from resume import only_training
 from runs import Run, RunConfig
-from studies import current_commit
 
 ON_THE_WAY = {  # method -> the stages of the run "dream" that it is made of
     "sft": ("demos", "sft"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import platform
+import subprocess
 from importlib import metadata
 
 import numpy as np
@@ -479,6 +480,17 @@ def hardware() -> str:
         f"{name}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"{platform.system()}"
     )
+
+
+def current_commit() -> str:
+    """The short name of the commit that is checked out, or "unknown"."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
+        return answer.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def versions() -> str:

@@ -26,10 +26,10 @@ import torch
 
 from checkpoints import BadRun, read_part, read_settings
 from demos import write_atomically
+from evaluate import current_commit
 from report import report_text, what_is_missing
 from resume import packed_tensors
 from runs import Run, RunConfig, preset
-from studies import current_commit
 from tasks import METAWORLD
 
 ENDING = ".tar.xz"

@@ -23,8 +23,7 @@ OUT = ROOT / "results" / "fuzz.json"
 
 def main(cases: int = 1000, seed: int = 0, *names: str) -> None:
     from demos import write_atomically
-    from evaluate import hardware, versions
-    from studies import current_commit
+    from evaluate import current_commit, hardware, versions
 
     found = json.loads(OUT.read_text()) if OUT.is_file() else {"readers": {}}
     for name in names or fuzzing.READERS:

@@ -766,7 +766,8 @@ def _stop_before_work() -> None:
     import doctor
     import pretrained
     import render
-    import studies
+    import screening
+    import summary
     import train
     import vecenv
 
@@ -778,8 +779,8 @@ def _stop_before_work() -> None:
         import play
 
         play.serve = reached
-    studies.screen = studies.measure_expert = compare.compare = studies.collect = reached
-    studies.summarize_runs = bench.bench = reached
+    screening.screen = screening.measure_expert = compare.compare = summary.collect = reached
+    summary.summarize_runs = bench.bench = reached
     render.choose_backend = lambda: None
     pretrained.find = reached
 

@@ -159,8 +159,7 @@ def begun(path: Path, about: dict) -> dict:
 
 
 def main() -> None:
-    from evaluate import hardware
-    from studies import current_commit
+    from evaluate import current_commit, hardware
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)

@@ -157,10 +157,9 @@ def main(folder: Path, out: Path) -> None:
     import ppo
     import train
     from demos import write_atomically
-    from evaluate import hardware
+    from evaluate import current_commit, hardware
     from gauge import known_starts, probe_starts
     from runs import Run
-    from studies import current_commit
     from vecenv import VecRealEnv
     from worldenv import WorldEnv, start_frames
 

@@ -96,8 +96,7 @@ def iterate(folder: Path, iterations: int, probe_every: int = 4) -> tuple[list[d
 
 
 def main() -> None:
-    from evaluate import hardware
-    from studies import current_commit
+    from evaluate import current_commit, hardware
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--iterations", type=int, default=200)

@@ -18,7 +18,7 @@ import bench
 import bench_report
 import cli
 import runs
-import studies
+import summary
 from camera import Camera
 from checkpoints import save_part
 from demos import Episode
@@ -296,16 +296,16 @@ def test_the_summary_takes_the_five_figures(measured, tmp_path):
     """With value, ends, number of turns, command, commit and hardware, beside all that it had."""
     _, result = measured
     (tmp_path / "bench.json").write_text(json.dumps(result))
-    summary = studies.summarize_runs(tmp_path)
-    assert set(summary) == {
+    found = summary.summarize_runs(tmp_path)
+    assert set(found) == {
         "imagined_fps_batch1", "imagined_fps_batch64", "real_fps", "imagined_over_real_fps",
         "denoiser_matmul_share",
     }  # fmt: skip
-    entry = summary["real_fps"]
+    entry = found["real_fps"]
     assert set(entry) == {"value", "low", "high", "n", "command", "commit", "hardware"}
     assert entry["value"] == result["figures"]["real_fps"]["value"] and entry["n"] == 2
     assert entry["command"] == result["command"]
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "summary.json").read_text()) == found
 
 
 def test_cells_show_three_digits_that_count():

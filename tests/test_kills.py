@@ -8,7 +8,7 @@ import time
 import kills
 import numpy as np
 
-import studies
+import summary
 
 
 def test_the_clock_starts_where_the_training_holds_its_folder(tmp_path):
@@ -66,7 +66,7 @@ def test_only_killed_runs_are_counted(tmp_path):
     path.write_text(json.dumps(result))
     assert kills.begun(path, about) == result
     assert kills.begun(path, about | {"commit": "d"})["begun"] == 0
-    assert studies._counted(tmp_path)["kills_bit_equal"] == {"value": 2, "n": 3, **about}
+    assert summary._counted(tmp_path)["kills_bit_equal"] == {"value": 2, "n": 3, **about}
     stored = json.loads((kills.ROOT / "results" / "kills.json").read_text())
-    told = studies._counted(kills.ROOT / "results")["kills_bit_equal"]
+    told = summary._counted(kills.ROOT / "results")["kills_bit_equal"]
     assert (told["value"], told["n"]) == (stored["bit_equal"], stored["kills"])

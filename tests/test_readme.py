@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import cli
-import studies
+import summary
 from evaluate import mean_interval
 from tasks import (
     CAMERA_FOVY,
@@ -89,7 +89,7 @@ def test_results_are_those_of_the_summary():
     path = ROOT / "results" / "summary.json"
     expected = "not measured yet"
     if path.is_file():
-        expected = studies.results_block(json.loads(path.read_text())).strip()
+        expected = summary.results_block(json.loads(path.read_text())).strip()
     assert shown == expected, "run: python cli.py summary"
 
 
@@ -443,11 +443,11 @@ def test_a_run_on_libero_does_not_enter_the_summary(tmp_path):
     (tmp_path / "runs").mkdir()
     for path in (ROOT / "results" / "runs").glob("*.json"):
         (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
-    before = studies.summarize_runs(tmp_path)
+    before = summary.summarize_runs(tmp_path)
     record = json.loads(next((ROOT / "results" / "runs").glob("dream-*.json")).read_text())
     record["config"]["tasks"] = ["libero-object-milk"]
     (tmp_path / "runs" / "other.json").write_text(json.dumps(record))
-    assert studies.summarize_runs(tmp_path) == before
+    assert summary.summarize_runs(tmp_path) == before
 
 
 # -------------------------------------------------------------------------------------- the example

@@ -38,8 +38,7 @@ def seconds(launcher: list[str], threads: int, preset: str) -> dict[str, float]:
 
 def main() -> None:
     from demos import write_atomically
-    from evaluate import hardware, versions
-    from studies import current_commit
+    from evaluate import current_commit, hardware, versions
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=2)

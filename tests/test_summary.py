@@ -11,7 +11,7 @@ import pytest
 from test_report import assert_one_line, in_process
 from trees import tree
 
-import studies
+import summary
 from runs import Run, config_from_json, preset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,13 +78,13 @@ def test_the_command_of_a_run_makes_it_again():
     """That of the reported runs, and whatever was asked for otherwise."""
     record = json.loads((RESULTS / "runs" / "dream-0.json").read_text())
     config = config_from_json(json.dumps(record["config"]))
-    told = studies._command(SimpleNamespace(config=config))
+    told = summary._command(SimpleNamespace(config=config))
     assert told == record["command"]
     other = replace(config, tasks=config.tasks[:2], rounds=2, demonstrations="data/mine")
-    told = studies._command(SimpleNamespace(config=other))
+    told = summary._command(SimpleNamespace(config=other))
     assert f"--tasks {','.join(config.tasks[:2])} --from data/mine --rounds 2" in told
     libero = replace(preset("libero"), test_starts=50)
-    assert "--preset libero --starts 50" in studies._command(SimpleNamespace(config=libero))
+    assert "--preset libero --starts 50" in summary._command(SimpleNamespace(config=libero))
 
 
 def test_equal_rollouts_come_from_the_comparison(results):
