@@ -23,6 +23,17 @@ def are_numbers(values, count: int) -> bool:
     )
 
 
+def check_values(part, *checks: tuple[str, bool, str]) -> None:
+    """ValueError for the first value of a dataclass that is not right.
+
+    checks: (name of the value, whether it is right, what was expected), one each.
+    """
+    for name, right, expected in checks:
+        if not right:
+            got = f"{getattr(part, name)!r:.80}"
+            raise ValueError(f"{type(part).__name__}.{name}: got {got}, expected {expected}")
+
+
 @dataclass(frozen=True)
 class Camera:
     """A pinhole camera as MuJoCo holds it, enough to draw the action map without MuJoCo.
@@ -41,16 +52,14 @@ class Camera:
 
     def __post_init__(self) -> None:
         lens = are_numbers((self.fovy,), 1) and 1 <= self.fovy <= 179
-        for name, right, expected in (
+        check_values(
+            self,
             ("position", are_numbers(self.position, 3), "3 numbers, x, y, z in metres"),
             ("rotation", are_numbers(self.rotation, 9), "9 numbers, the rows of a matrix"),
             ("fovy", lens, "1 to 179 degrees"),
             ("size", type(self.size) is int and self.size > 0, "a whole number of pixels"),
             ("turned", type(self.turned) is bool, "true or false"),
-        ):
-            if not right:
-                got = f"{getattr(self, name)!r:.80}"
-                raise ValueError(f"Camera.{name}: got {got}, expected {expected}")
+        )
 
     def matrix(self) -> np.ndarray:
         """The projection P (3, 4) float64: (u, v, w) = P (x, y, z, 1), column u / w, row v / w.

@@ -37,9 +37,12 @@ TIMEOUT = timedelta(hours=2)
 Number = TypeVar("Number", int, float)
 LAST_WORDS = 10  # seconds in which the main process would have said the same
 MAIN_FIRST = 1  # seconds that it has for that where the launcher ends all at once
+AGAIN = (
+    "run the same command again to resume (train, compare, screen) or to begin anew (the others)"
+)
 GONE = (
     "a process of this run is gone (killed, or out of memory?); expected all of them to the end; "
-    "run the same command again to resume"
+    + AGAIN
 )
 
 _state: Any = None  # accelerate's PartialState; None where there is one process

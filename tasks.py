@@ -34,7 +34,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from camera import Camera, are_numbers
+from camera import Camera, are_numbers, check_values
 from instructions import INSTRUCTION_CHARACTERS, INSTRUCTIONS, TASKS
 from libero_tasks import FIXED_STARTS, LIBERO_INSTRUCTIONS, LIBERO_SUITES, view_of
 from render import choose_backend
@@ -95,7 +95,8 @@ class Robot:
     def _check_values(self) -> None:
         """ValueError for what no robot has; a folder of others may name anything."""
         size, box = self.state_dim, are_numbers(self.low, 3) and are_numbers(self.high, 3)
-        for name, right, expected in (
+        check_values(
+            self,
             ("name", is_text(self.name), "text"),
             ("metres", are_numbers((self.metres,), 1) and self.metres > 0, "a number above 0"),
             ("from_hand", type(self.from_hand) is bool, "true or false"),
@@ -107,10 +108,7 @@ class Robot:
             ),
             ("middle", are_numbers(self.middle, size), f"{size} numbers"),
             ("spread", are_numbers(self.spread, size) and min(self.spread) > 0, "numbers above 0"),
-        ):
-            if not right:
-                got = f"{getattr(self, name)!r:.80}"
-                raise ValueError(f"Robot.{name}: got {got}, expected {expected}")
+        )
 
 
 METAWORLD = Robot()

@@ -79,7 +79,7 @@ def explain(error: Exception) -> str | None:
         detail = (str(error).strip().splitlines() or ["no more was given"])[0]
         return (
             f"out of memory ({shortened(detail, 200)}); expected room for this run; close other "
-            "programs or choose a smaller preset; run the same command again to resume"
+            f"programs or choose a smaller preset; {processes.AGAIN}"
         )
     ours = isinstance(error, (ValueError, RuntimeError, FloatingPointError))
     if ours and raised_on_purpose(error):

@@ -30,9 +30,6 @@ from tasks import DEFAULT_SUITE, SPLITS, ChunkedEnv, EnvConfig, RealEnv, Start, 
 # honest wait is the first reset: it builds an environment per task and draws the first frames.
 PATIENCE = 1800.0
 LOOK = 1.0  # seconds between two looks at whether it lives
-RESUME = (
-    "run the same command again to resume (train, compare, screen) or to begin anew (the others)"
-)
 
 
 def make_env(task: str, config: EnvConfig) -> ChunkedEnv:
@@ -183,13 +180,13 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
                     if isinstance(answer, str):
                         raise RuntimeError(
                             "a worker of the real environment failed; expected it to play and draw "
-                            f"(`python cli.py doctor` tries it); {RESUME}:\n{answer}"
+                            f"(`python cli.py doctor` tries it); {processes.AGAIN}:\n{answer}"
                         )
                     answers.update(answer)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise RuntimeError(
                 "a worker process of the real environment died (out of memory, or killed?); "
-                f"expected all of them to the end; {RESUME}"
+                f"expected all of them to the end; {processes.AGAIN}"
             ) from error
         return answers
 
@@ -203,7 +200,7 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
                 raise EOFError
         raise RuntimeError(
             f"a worker of the real environment gave no answer in {PATIENCE / 60:.0f} minutes; "
-            f"expected one within seconds; {RESUME}"
+            f"expected one within seconds; {processes.AGAIN}"
         )
 
     def reset(self, *, seed=None, options: dict | None = None):
