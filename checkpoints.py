@@ -45,8 +45,8 @@ def save_part(path: Path, part: nn.Module, description: dict) -> None:
 
 
 def load_part(path: Path, part: nn.Module, description: dict) -> None:
-    """Read weights into `part`; raises BadRun when the file is missing,
-    damaged or of other settings."""
+    """Read weights into `part`; raises BadRun when the file is missing, damaged, of other settings,
+    does not fit, holds numbers that are not finite, or is of another pretrained model."""
     check_settings(path, description)
     tensors, _ = read_part(path)
     try:

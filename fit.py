@@ -45,7 +45,7 @@ def fit(
     keeper: Keeper | None = None,
 ) -> dict[str, float]:
     """Train `part` in place with AdamW on `sample(step)` batches;
-    returns the mean metrics of the last tenth.
+    returns the mean metrics of the last tenth, and "seconds" since this process began with it.
 
     The loss is a mean over the rows of a batch, or over the entries of its mask "played" (B, T).
     keeper: writes a state now and then, and where it has found one training goes on there. (A part

@@ -15,7 +15,7 @@ is kept. So LOOP in an untrue dream costs time, and seldom success.
 
 A dream can be true of one task and untrue of another. A task whose dreams promise falsely, or whose
 real success has fallen, is left out from that look on (`tasks_to_dream`); LOOP goes on with the
-others, and ends when none is left.
+others, and ends at the next look when none is left.
 
 The real episodes of the probes are counted in the ledger. Their starts are the last of the "rl"
 split: neither development nor test starts ever decide anything here.
@@ -33,6 +33,7 @@ import math
 import numpy as np
 import torch
 
+import processes
 from demos import Episode, play
 from films import telling_films
 from novelty import Novelty
@@ -40,7 +41,9 @@ from resume import with_prefix
 from tasks import SPLITS, EnvConfig, Start
 from worldenv import WorldEnv, start_frames
 
-PROBE_STARTS = 100_000  # the last ones of the "rl" split belong to the gauge, 1000 a seed
+PROBE_STARTS = (
+    100_000  # the last ones of the "rl" split: calibration's and the gauge's, 1000 a seed
+)
 HALLUCINATED = 0.15  # share of a task's starts above which its dreams teach nothing true
 
 
@@ -86,6 +89,7 @@ def play_both(
     of a dreamt episode is its verdict). With one denoising step nothing is drawn at random.
     """
     real = play(env, starts, policy.act, "evaluation", after_success=0)
+    seed += 1000 * processes.rank()
     world = WorldEnv(simulator, reflector, start_frames(real), len(starts), config, seed)
     return real, play(world, starts, policy.act, "evaluation", after_success=0)
 
@@ -143,13 +147,13 @@ class Gauge:
             return (
                 f"the dream promises more than reality keeps (imagined {imagined:.2f}, real "
                 f"{real:.2f}): the reflector stops falsely on dreamt frames, or objects obey too "
-                "well; explore more, train the simulator longer, or allow fewer false stops"
+                "well; explore more, or train the simulator longer"
             )
         if real - imagined > 0.2:
             return (
                 f"the dream misses successes (imagined {imagined:.2f}, real {real:.2f}): objects "
                 "stay behind in it, or the threshold is too high for dreamt frames; train the "
-                "simulator longer, or allow more false stops"
+                "simulator longer"
             )
         return None
 

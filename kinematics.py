@@ -163,7 +163,8 @@ class Kinematics(nn.Module):
         self._forest: Any = None  # scikit-learn's ExtraTreesRegressor
 
     def set_range(self, states: np.ndarray) -> None:
-        """states: (N, S) that were ever seen; next states are kept inside their range."""
+        """states: (N, S) that were ever seen; next states are kept inside their range, and their
+        mean is the `middle` of the network's inputs."""
         self.middle.copy_(torch.from_numpy(states.mean(0)))
         self.low.copy_(torch.from_numpy(states.min(0)))
         self.high.copy_(torch.from_numpy(states.max(0)))
@@ -192,7 +193,7 @@ class Kinematics(nn.Module):
     def _smooth(self, state, previous, target, action) -> torch.Tensor:
         """s_t and s_{t-1} (B, S), g_t (B, 3), a_t (B, K, A) -> s_{t+1} (B, S).
 
-        s_{t+1} = clip(s_t + unit * (W z + f(z))) to the robot's limits,
+        s_{t+1} = clip(s_t + unit * (W z + f(z))) to the range of recorded states,
         z = (s_t - middle) / 5 unit, (s_t - s_{t-1}) / unit, (g_t - s_t) / unit, a_t
         """
         far = [state - self.middle, state - previous, target - state[:, :3], action.flatten(1)]
@@ -201,7 +202,7 @@ class Kinematics(nn.Module):
         return torch.clamp(following, self.low, self.high)
 
     @torch.no_grad()
-    def remember(self, episodes, seed: int = 0) -> None:
+    def remember(self, episodes) -> None:
         """Grow the forest from the episodes' decisions (`demos.Episode`), once the network is
         trained:
 
@@ -218,7 +219,7 @@ class Kinematics(nn.Module):
             of_episodes.append(torch.cat([contact_features(*now, self.robot), off], dim=1))
         rows = torch.cat(of_episodes)
         if len(rows) > len(self.moments):
-            order = np.random.default_rng(seed).permutation(len(rows))[: len(self.moments)]
+            order = np.random.default_rng(0).permutation(len(rows))[: len(self.moments)]
             rows = rows[torch.from_numpy(order).to(device)]
         self.moments.zero_()
         self.moments[: len(rows)] = rows

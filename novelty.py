@@ -27,6 +27,7 @@ import copy
 import numpy as np
 from scipy.spatial import cKDTree
 
+import processes
 from album import weighed
 from demos import Episode, play
 from resume import with_prefix
@@ -80,7 +81,7 @@ def trusted(probes: list[dict]) -> int:
     """Index of the last probe before the first that has strayed."""
     for i, now in enumerate(probes):
         if strayed(probes[0], now):
-            return max(0, i - 1)
+            return i - 1  # i is 1 or more: nothing strays from itself
     return len(probes) - 1
 
 
@@ -108,7 +109,7 @@ class NoveltyGauge:
         True when it has strayed."""
         if iteration % self.every and not last:
             return False
-        self.world.generator.manual_seed(iteration)
+        self.world.generator.manual_seed(iteration + 1000 * processes.rank())
         dream = play(self.world, self.starts, policy.act, "evaluation", after_success=0)
         self.probes.append(
             {

@@ -273,9 +273,7 @@ def to_float(image: torch.Tensor) -> torch.Tensor:
     return image.permute(0, 3, 1, 2).float().div_(255).sub_(0.5)
 
 
-def random_shift(
-    image: torch.Tensor, pixels: int, generator: torch.Generator | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def random_shift(image: torch.Tensor, pixels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Shift each image (B, C, H, W) by up to `pixels` in both directions,
     edges repeated: the main augmentation.
 
@@ -284,8 +282,7 @@ def random_shift(
     b, _, h, w = image.shape
     padded = F.pad(image, (pixels,) * 4, mode="replicate")
     everywhere = (b * processes.world(), 2)  # drawn for the rows of all processes
-    offsets = torch.randint(0, 2 * pixels + 1, everywhere, generator=generator)
-    offsets = processes.share(offsets)
+    offsets = processes.share(torch.randint(0, 2 * pixels + 1, everywhere))
     shifted = torch.stack(
         [p[:, r : r + h, c : c + w] for p, (r, c) in zip(padded, offsets.tolist(), strict=True)]
     )

@@ -232,6 +232,8 @@ class Explorer:
         return 2 * torch.rand((count, k, self.policy.action_shape[1]), generator=self.generator) - 1
 
     def finish(self, returns, success, mean_success: float, decisions: int) -> Rollouts:
+        """All that `act` has noted, with the groups' returns (G, N) float32 and success (G, N)
+        bool."""
         columns = list(zip(*self.rows, strict=True))
         image, state, member, decision = (np.concatenate(columns[i]) for i in (0, 1, 5, 6))
         tokens, sample, log_prob = (torch.cat(columns[i]) for i in (2, 3, 4))

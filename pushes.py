@@ -39,9 +39,9 @@ FEWEST = 20  # if so many pushes of the task or more have shown it
 
 
 class LateExplorer(Explorer):
-    """For one batch of exploration episodes: the mean policy up to a decision drawn for each slot
-    (uniform over the first half of the horizon), from there one push, the same in every chunk to
-    the end. (LOOP's own branches draw anew in each of their few noisy decisions.)
+    """For one batch of exploration episodes: the mean policy for 1 to horizon / 2 decisions
+    (uniform, drawn for each slot), from there one push, the same in every chunk to the end. (LOOP's
+    own branches draw anew in each of their few noisy decisions.)
 
     # DEVIATION: the paper explores with the policy's Laplace noise in every decision; here with one
     #   held draw, late and `noise` times as wide (1.5; LIBERO: 0.5); because jolts cancel out, and

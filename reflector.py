@@ -20,7 +20,11 @@ hidden behind it, in a dream it is smeared as well.
 #   Llama); because no checkpoint fits on a laptop's CPU, and CLIP's vision encoder with untrained
 #   weights learns three times slower from so few frames, and where things are least of all. The
 #   three frames are 9 channels of one picture, so that the same place can be compared at three
-#   times. With `ReflectorConfig.pretrained` it is the paper's: frozen, three pictures, a head.
+#   times. With `ReflectorConfig.pretrained` the model is frozen, as in the paper, and reads
+#   three pictures.
+# DEVIATION: the paper's reflector reads all frames up to now; here the first, the previous and the
+#   current one (`reflector_frames`); because a frame costs the same whenever it was taken, and a
+#   success shows in how things are now, beside how they were.
 # DEVIATION: the paper's reflector sees frames only; here it also reads the proprioceptive state;
 #   because one camera does not show depth, and a task such as reach-wall ends at a point in space.
 """
@@ -275,10 +279,10 @@ def judge_episodes(reflector: Reflector, episodes) -> list[np.ndarray]:
 
 
 def calibrate_probabilities(reflector: Reflector, episodes) -> None:
-    """Platt scaling on episodes held out from the reflector, real or dreamt:
-    R becomes the share of frames like this one that are successes.
+    """Platt scaling on episodes held out from the reflector, real or dreamt (where there are such:
+    `train.stage_reflector`): R becomes the share of frames like this one that are successes.
 
-    (a, b) = argmin BCE(sigmoid(a z + b), y)
+    (a, b) = argmin sum BCE(sigmoid(a z + b), y) + a^2 / 2000
 
     It undoes the balanced batches (half of their frames are successes, of an episode's few are) and
     the overconfidence that comes of training on few episodes. Nothing changes where it cannot be
@@ -299,10 +303,10 @@ def calibrate_probabilities(reflector: Reflector, episodes) -> None:
 
 
 def calibrate(reflector: Reflector, episodes, dreams) -> tuple[float, float]:
-    """Set both thresholds from episodes that the reflector was not trained on, though the simulator
-    was (`train.held_out`), and dreams of them (which keep the real labels),
-    each to one of ETAS. Of equally good ones the middle is taken: it is farthest from both ends,
-    where verdicts get worse. Returns (on real frames, in dreams):
+    """Set both thresholds from episodes that the reflector was not trained on (where there are
+    such: `train.stage_reflector`), though the simulator was, and dreams of them (which keep the
+    real labels), each to one of ETAS. Of equally good ones the middle is taken: it is farthest from
+    both ends, where verdicts get worse. Returns (on real frames, in dreams):
 
         eta       = argmax right_verdicts(episodes)  where  false_stops(episodes) <= FALSE_STOPS
         eta_dream = argmax right_outcomes(dreams)

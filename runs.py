@@ -4,8 +4,8 @@
         config.json               every setting of the run
         stages.json               finished stages: seconds, peak memory, ledger, results
         metrics.jsonl             one line per logged step
-        checkpoints/*.safetensors policy (SFT and post-trained), simulator, reflector;
-                                  each with its settings in the header
+        checkpoints/*.safetensors sft, explorer, filtered_bc, dream_bc, policy (post-trained),
+                                  simulator, reflector; each with its settings in the header
         episodes/                 demonstrations and exploration, see demos.py
         pictures/                 contact sheet, dream strips, films, charts
         trust/                    by `python cli.py trust`
@@ -475,7 +475,7 @@ class Run:
     def __init__(self, folder: Path, config: RunConfig, device: str = "cpu"):
         self.folder, self.config, self.device = Path(folder), config, device
         self.stages: dict[str, dict] = {}
-        self.clock = Clock()
+        self.clock, self._log = Clock(), self.folder / "metrics.jsonl"
         path = self.folder / "stages.json"
         if path.is_file():
             self.stages = _read_stages(path)
@@ -556,10 +556,6 @@ class Run:
             file.write(line.encode())
 
     @property
-    def _log(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
     def episodes_folder(self) -> Path:
         return self.folder / "episodes"
 
@@ -584,6 +580,7 @@ class Run:
         return part
 
     def simulator(self, camera: Camera) -> Simulator:
+        """The run's own; BadRun, as of every part, where its checkpoint cannot be used."""
         description = {"config": asdict(self.config.simulator), "camera": asdict(camera)}
         check_settings(self.checkpoint("simulator"), description)
         part = Simulator(self.config.simulator, camera).to(self.device)
@@ -591,6 +588,7 @@ class Run:
         return part
 
     def reflector(self) -> Reflector:
+        """The run's own, with the etas of its last calibration."""
         description = {"config": asdict(self.config.reflector)}
         check_settings(self.checkpoint("reflector"), description)
         part = Reflector(self.config.reflector).to(self.device)

@@ -47,9 +47,9 @@ python cli.py imagine runs/{name}
 python cli.py play runs/{name}
 ```
 
-In the project's folder, with the path of this archive for its name: the first line unpacks it (`make
-example` does that with the project's own), the second shows a dream beside the real episode of the
-same actions, the third the same in the browser.
+In the project's folder, with the path of this archive for its name: the first line unpacks it
+(`make example` does that with the project's own), the second shows a dream beside the real episode
+of the same actions, the third the same in the browser.
 
 - **What it is.** SFT, the post-trained policy, simulator and reflector, each trained in that run
   on episodes of {suite}. {origin}

@@ -236,7 +236,7 @@ class Simulator(nn.Module):
         latents of the memory (B, M, c, H/f, W/f), if they need not be encoded.
         Returns sources (B, M+2, cFF, h, w): what a pixel may be copied from, folded: memory, the
         current frame carried along, and the album's frame of the nearest hand, moved to where the
-        hand will be; action map (B, 3FF, h, w), folded; and vector (B, KA + 2S)."""
+        hand will be; action map (B, 3(Ff)^2, h, w), folded; and vector (B, KA + 2S)."""
         fold = self.config.fold
         carried = self.carried(memory[:, 0], state, next_state)
         frame, seen_at = self.album.recall(next_state, scene, owner)
@@ -353,7 +353,7 @@ class Simulator(nn.Module):
 
         memory: (B, M, H, W, 3) uint8, newest first (see `memory_indices`);
         state, next_state: (B, S); action: (B, K, A); all on any device; look: from `first_look`,
-        if it is known already.
+        if it is known already; generator: of the noise that further steps draw.
         Returns (B, H, W, 3) uint8. Sampling starts from the mean of the noise, so that one step is
         deterministic; with more steps DDIM, all of whose variance is fresh noise, draws in between.
         """

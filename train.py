@@ -12,7 +12,8 @@ Paper's section: "The loop"; each part names its own.
     7 dream_bc   the policy learns to act in dreams of these episodes as it does in reality
     8 calibrate  dreams get an eta for each task, by a few real episodes
     9 rl         LOOP inside the dream (or, with rl_env="real", in the real simulator)
-   10 evaluate   real success on test starts: all policies, three terminations
+   10 evaluate   real success on test starts: SFT, filtered BC and dream BC of the first round, and
+                 the post-trained policy, each by three terminations
 
 With `--rounds 2` or more, 3 to 9 come again before 10: the post-trained policy collects a counted
 number of new episodes, and imitation, simulator, reflector and LOOP go on with all of them.
@@ -387,7 +388,7 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     world = open_loop(run, simulator, OWN_ROLLOUTS)
     episodes = demonstrations + training
     own_rollouts = OwnRollouts(world, episodes, untrained, seed=config.seed + number)
-    sample = transition_batches(episodes, settings.batch, config.seed, own_rollouts)
+    sample = transition_batches(episodes, settings.batch, _draws(run, number), own_rollouts)
     name, also = _named("simulator", number), {"own_rollouts": own_rollouts}
     keeper = run.keeper(name, config.checkpoint_every, also)
     if not keeper.steps:  # a state holds kinematics and album as well
@@ -413,11 +414,16 @@ def learn_kinematics(
     config = run.config
     settings = config.kinematics_fit if number == 1 else _refresh(config.kinematics_fit)
     simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
-    sample = episode_batches(episodes, settings.batch, config.seed)
+    sample = episode_batches(episodes, settings.batch, _draws(run, number))
     keeper = run.keeper(_named("kinematics", number), config.checkpoint_every)
     with one_thread():
         _fit(simulator.kinematics, sample, settings, progress, keeper)
     simulator.kinematics.remember(episodes)
+
+
+def _draws(run: Run, number: int) -> int:
+    """The seed of a round's batches: the first one's is the run's own, which is below 100."""
+    return run.config.seed + 100 * (number - 1)
 
 
 def _refresh(fit: FitConfig) -> FitConfig:
@@ -433,7 +439,8 @@ def open_loop(run: Run, simulator: Simulator, slots: int, starts: dict | None = 
 
 def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     """Trains on one part of the episodes and on dreams of them, calibrates on a second,
-    is measured on a third (in later rounds it goes on from where it was)."""
+    is measured on a third (in later rounds it goes on from where it was). Without extra data there
+    are only the demonstrations: they and dreams of them train it, and calibrate it again."""
     config = run.config
     demonstrations, exploration, camera = sources(run)
     training, kept = held_out(exploration)
@@ -446,7 +453,8 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     reflector.to(run.device)
     world = open_loop(run, run.simulator(camera), DREAMS)
     dreams = dream_along(world, fitted or demonstrations)
-    sample = frame_batches(demonstrations + fitted + dreams, settings.batch, config.seed)
+    everything = demonstrations + fitted + dreams
+    sample = frame_batches(everything, settings.batch, _draws(run, number))
     keeper = run.keeper(_named("reflector", number), config.checkpoint_every)
     result = _fit(reflector, sample, settings, progress, keeper)
     dreamt = dream_along(world, calibration)
@@ -474,8 +482,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         demonstrations, exploration, camera = sources(run)
         parts = run.simulator(camera), run.reflector()
         known = start_frames(demonstrations + exploration)
-        seed = config.seed + 1000 * processes.rank()  # noise of their own, should frames be drawn
-        env = WorldEnv(*parts, known, config.slots // processes.world(), config.env, seed)
+        env = WorldEnv(*parts, known, config.slots // processes.world(), config.env)
         if config.probes:
             gauge = _gauge(run, parts, real, demonstrations, exploration)
         draw = known_starts(config.tasks, config.seed, known, gauge)
@@ -557,7 +564,8 @@ def _finite(metrics: dict) -> dict:
 
 
 def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
-    """Real success on test starts, all policies and terminations; whether dreams of them agree."""
+    """Real success on test starts: the policies of the first round's imitation and the post-trained
+    one, each by three terminations; whether dreams of the last agree."""
     config = run.config
     env, starts = real.open(), test_starts(config.tasks, config.test_starts)
     results, names = {}, [name for name in IMITATION if name in run.stages]
@@ -573,7 +581,8 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
     found, imagined = None, 0
     if config.rl_env == "dream":
         parts = run.simulator(demos.camera_of(run.episodes_folder)), reflector
-        world = WorldEnv(*parts, start_frames(episodes), len(starts), config.env, config.seed)
+        seed = config.seed + 1000 * processes.rank()  # noise of their own, should frames be drawn
+        world = WorldEnv(*parts, start_frames(episodes), len(starts), config.env, seed)
         found, imagined = dream_agreement(world, policy, episodes), world.imagined_frames
     spent = real.count()
     line = gain_words(results) + (f"; {agreement_words('from these', found)}" if found else "")

@@ -91,14 +91,15 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Begin dreams at real start states: `options["starts"]`, 1 to B of them;
-        without, known ones in turn."""
+        without, known ones in turn. ValueError for another number of starts, or one whose first
+        frame is not known."""
         super().reset(seed=seed)
         if seed is not None:
             self.generator.manual_seed(seed)
         known = list(self.starts)
-        starts = (options or {}).get("starts") or [
-            known[i % len(known)] for i in range(self.num_envs)
-        ]
+        starts = (options or {}).get("starts")
+        if starts is None:
+            starts = [known[i % len(known)] for i in range(self.num_envs)] if known else []
         if not 1 <= len(starts) <= self.num_envs:
             raise ValueError(f"got {len(starts)} starts, expected 1 to {self.num_envs}")
         for slot, start in enumerate(starts):
@@ -135,7 +136,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
         }
 
     def step(self, actions: np.ndarray):
-        """Imagine one decision in every slot that is not done."""
+        """Imagine one decision in every slot that is not done; ValueError where actions are not
+        (B, K, A)."""
         actions = np.asarray(actions, np.float32)
         if actions.shape != self.action_space.shape:
             raise ValueError(
@@ -234,7 +236,7 @@ class NoReflector:
     """Stands where a reflector is missing, or only pictures are wanted: no reward (NaN), and never
     a stop."""
 
-    threshold = dream_threshold = torch.tensor(float("inf"))
+    dream_threshold = torch.tensor(float("inf"))
 
     def dream_eta(self, instruction: str) -> float:
         return float(self.dream_threshold)
@@ -247,6 +249,6 @@ class NoReflector:
 
 
 def start_frames(episodes) -> dict[Start, tuple[np.ndarray, np.ndarray]]:
-    """The first frame and state of every episode:
+    """The first frame (H, W, 3) uint8 and state (S,) float32 of every episode:
     the real start states from which dreams may begin."""
     return {Start(e.task, e.seed): (e.image[0], e.state[0]) for e in episodes}

@@ -253,11 +253,10 @@ def test_what_the_forest_is_grown_from():
     assert torch.allclose(row[: contact_dim(METAWORLD)], contact_features(*then)[0], atol=1e-6)
     off = (torch.from_numpy(e.state[t + 1]) - kinematics.smooth(*then)[0]) / kinematics.unit
     assert torch.allclose(row[contact_dim(METAWORLD) :], off, atol=1e-4)
-    few = [Kinematics(CHUNK, moments=4) for _ in range(3)]
-    for part, seed in zip(few, (0, 0, 1), strict=True):
+    few = [Kinematics(CHUNK, moments=4) for _ in range(2)]
+    for part in few:
         part.load_state_dict({k: v for k, v in kinematics.state_dict().items() if k != "moments"},
                              strict=False)  # fmt: skip
-        part.remember(episodes, seed)
+        part.remember(episodes)
         assert int(part.recorded) == 4
     assert torch.equal(few[0].moments, few[1].moments)
-    assert not torch.equal(few[0].moments, few[2].moments)

@@ -370,7 +370,7 @@ def test_held_noise_is_one_draw_per_branch():
 
 
 def test_the_late_explorer_plays_the_mean_first_and_then_holds_its_noise():
-    """The decision at which noise begins is drawn for each slot, in the first half."""
+    """The decision at which noise begins is drawn for each slot: after 1 to half of them."""
     policy, env, count = small_policy(), Hopeless(64, horizon=8), 64
     explorer = LateExplorer(policy, 1.0, env.config.horizon, seeded())
     observation, _ = env.reset(options={"starts": starts(count)})
