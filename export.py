@@ -26,6 +26,7 @@ import numpy as np
 from demos import Description, Episode
 from formats import CAMERA_KEY, DATA_PATH, EPISODES_PATH, LEROBOT_VERSION, OURS, VIDEO_PATH
 from recordings import package
+from tasks import STEPS_PER_SECOND
 
 FIRST = {"chunk_index": 0, "file_index": 0}  # all we write is in the first file of its kind
 MOST_FRAMES = 500  # as many say enough of the colours
@@ -76,6 +77,16 @@ def export_lerobot(
     (folder / "meta" / "info.json").write_text(json.dumps(info, indent=4))
     stats = all_stats(episodes, features, instructions, fps)
     (folder / "meta" / "stats.json").write_text(json.dumps(stats, indent=4))
+
+
+def decisions_per_second(about: Description) -> int:
+    """Of a robot that is known, rounded, 1 or more; ValueError for another."""
+    if about.robot not in STEPS_PER_SECOND:
+        raise ValueError(
+            f"--fps: not given; expected how many decisions a second the robot {about.robot!r} "
+            "takes: its steps per second over K; add --fps"
+        )
+    return max(1, round(STEPS_PER_SECOND[about.robot] / about.env.chunk))
 
 
 def lerobot_features(about: Description, fps: int, video: bool) -> dict:

@@ -275,12 +275,20 @@ def lerobot_camera(folder: Path, info: dict, how: Recording) -> str:
     """The feature that holds the pictures: the one asked for, or the first."""
     features = info["features"]
     cameras = [name for name, f in features.items() if f["dtype"] in ("image", "video")]
+    cameras = [name for name in cameras if not is_depth(features[name])]
     if (how.image and how.image not in cameras) or not cameras:
         raise BadEpisodes(
             f"{folder}: no camera {how.image or 'at all'}; expected --image to be one of "
             f"{', '.join(cameras) or 'its features'}; choose another"
         )
     return how.image or (CAMERA_KEY if CAMERA_KEY in cameras else cameras[0])
+
+
+def is_depth(feature: dict) -> bool:
+    """Whether a feature holds distances and no colours."""
+    about = feature.get("info")
+    names = ("is_depth_map", "video.is_depth_map")
+    return isinstance(about, dict) and any(about.get(name) for name in names)
 
 
 def lerobot_episodes(folder: Path, video: str) -> list[dict]:
@@ -314,7 +322,8 @@ def read_lerobot(
     """The episodes of a LeRobotDataset v3 folder.
 
     ours: of an export of ours, whose rows are decisions, their K actions side by side.
-    left: bytes that its pictures may take, all together and as they are in the source."""
+    left: bytes that its pictures may take, all together and as they are in the source. (A film is
+    read picture by picture, and only those that are kept are ever held.)"""
     info = lerobot_info(folder)
     camera = lerobot_camera(folder, info, how)
     video = camera if info["features"][camera]["dtype"] == "video" else ""
@@ -330,7 +339,7 @@ def read_lerobot(
             table = parquet(path, columns + [camera] * (not video), optional)
             loaded = path
         rows = rows_of(table, row, f"{where}, {path}")
-        left -= len(rows) * math.prod(info["features"][camera]["shape"])
+        left -= 0 if video else len(rows) * math.prod(info["features"][camera]["shape"])
         if left < 0:
             raise BadEpisodes(
                 f"{where}: its pictures unfold to far more than the files have; expected "

@@ -69,10 +69,13 @@ def _download(checkpoint: str, files: list[str]) -> Path:
 
 
 def _parts(checkpoint: str) -> tuple[str, str | None, list[str]]:
-    """ "owner/name@v1/unet" -> ("owner/name", "v1", ["unet"]); None: the hub's newest."""
-    names = checkpoint.split("/")
-    repository, _, revision = "/".join(names[:2]).partition("@")
-    return repository, revision or None, names[2:]
+    """ "owner/name@v1/unet" -> ("owner/name", "v1", ["unet"]); None: the hub's newest. A revision
+    may also be one of the hub's own, "refs/pr/1"."""
+    owner, name, *inside = checkpoint.split("/")
+    name, _, revision = name.partition("@")
+    if revision == "refs":
+        revision, inside = "/".join(["refs", *inside[:2]]), inside[2:]
+    return f"{owner}/{name}", revision or None, inside
 
 
 # ----------------------------------------------------------------------------------------- memory

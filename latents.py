@@ -45,6 +45,7 @@ from hub import (
     weight_files,
 )
 from pretrained import (
+    PROCESSOR,
     digest,
     enlarged,
     keep_frozen_out,
@@ -88,7 +89,7 @@ KINDS = {  # what config.json may name, by part
     "clip": ("clip", "clip_vision_model"),
     "geometry": GEOMETRY,
 }
-FILES = ["config.json", "preprocessor_config.json"] + [
+FILES = ["config.json", *PROCESSOR] + [
     f"{name}{ending}"
     for name in ("model", "diffusion_pytorch_model")
     for ending in (".safetensors", "-*.safetensors", ".safetensors.index.json")
@@ -122,9 +123,9 @@ def check_part(part: str, checkpoint: str, device: str = "cpu") -> tuple[Path, l
             "github.com/facebookresearch/vggt, or name a depth model for the geometry"
         )
     reads_pictures = part in ("clip", "geometry") and kind != "vggt"
-    if reads_pictures and not (folder / "preprocessor_config.json").is_file():
+    if reads_pictures and not any((folder / name).is_file() for name in PROCESSOR):
         raise BadCheckpoint(
-            f"{folder}: preprocessor_config.json is missing; expected mean and spread of the "
+            f"{folder}: {' or '.join(PROCESSOR)} is missing; expected mean and spread of the "
             "pictures; download or save the checkpoint again, whole"
         )
     if reads_pictures:

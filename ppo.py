@@ -505,6 +505,13 @@ def no_signal(metrics: dict[str, float]) -> str | None:
     """One plain sentence, cause and remedy, when an iteration could teach nothing or hardly
     anything, else None. metrics: of `update`; those of earlier versions have no "mixed"."""
     mixed, stopped = metrics.get("mixed", 1.0), metrics.get("success", 0.0) >= 0.5
+    first = metrics.get("first_ratio", 1.0)
+    if abs(first - 1) > 0.02:
+        return (
+            f"first ratio {first:.3f}, expected 1: the policy computes otherwise where it learns "
+            "than where it drew; a pretrained one in bfloat16 rounds so (`PretrainedConfig.bf16`), "
+            "any other has a mistake in the code"
+        )
     if metrics["groups_with_spread"] < 0.05:
         return (
             f"no signal: in {1 - metrics['groups_with_spread']:.0%} of groups all rollouts "

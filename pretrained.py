@@ -275,9 +275,11 @@ class PretrainedVLM(nn.Module):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if config.gradient_checkpointing:
-            old = self.model.gradient_checkpointing_enable  # until transformers 6
-            enable = getattr(self.model, "activation_checkpointing_enable", old)
-            enable({"use_reentrant": False})
+            names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # new, old
+            name = next(name for name in names if hasattr(self.model, name))
+            getattr(self.model, name)({"use_reentrant": False})
+            # It also made the inputs ask for gradients, which only reentrant checkpoints need.
+            self.model.disable_input_require_grads()
         kind = self.model.config.model_type
         self.family = FAMILIES.get(kind, Family(plain_picture))
         self.width = self.model.get_input_embeddings().embedding_dim  # D

@@ -6,7 +6,7 @@ of them hold the same again:
 
     fit.fit                    rows of each batch; the gradients are added up
     ppo.loop                   groups of rollouts, each of which stays whole; rows of a minibatch
-    demos.play, dreams.dream_along, reflector.judge_episodes      episodes
+    demos.play, dreams.dream_along, reflector.judge_episodes, policy.mean_chunks      episodes
 
 Of n items process r of W takes r, r + W, r + 2 W ... Random numbers are drawn for the items of all
 processes, by each of them, and each takes its own: so W processes do what one would do, up to the

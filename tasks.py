@@ -169,6 +169,9 @@ def check_tasks(names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
     return short
 
 
+STEPS_PER_SECOND = {METAWORLD.name: 80, LIBERO.name: 20}  # of simulated time
+
+
 def robot_of(tasks: tuple[str, ...] | list[str]) -> Robot:
     """The robot that plays these tasks of one run; where LIBERO's rooms are mixed, in the frame of
     the tables' view."""
@@ -373,7 +376,7 @@ class ChunkedEnv(gymnasium.Env):
     succeeds. `info["steps"]` counts the environment steps really taken.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
     action_space: gymnasium.spaces.Box
     camera: Camera
 
@@ -388,6 +391,8 @@ class ChunkedEnv(gymnasium.Env):
         self.config = config
         self.stop_on_success = stop_on_success
         self.render_mode = "rgb_array"
+        rate = STEPS_PER_SECOND[config.robot.name] / config.chunk  # a picture a decision
+        self.metadata = {**self.metadata, "render_fps": rate}
         self.observation_space, self.action_space = spaces(config)
         self._decisions = 0
         self._success = False
@@ -535,7 +540,7 @@ class RealEnv(ChunkedEnv):
         return self._observe(), {"success": False, "passed": False, "steps": 0}
 
     def _advance(self, action: np.ndarray) -> None:
-        """One environment step (12.5 ms of simulated time times Meta-World's frame skip of 5)."""
+        """One environment step (12.5 ms of simulated time: 5 steps of 2.5 ms)."""
         self._raw, _, _, _, info = self._sim.step(np.clip(action, -1.0, 1.0))
         self._success = bool(info["success"])
 

@@ -206,12 +206,17 @@ def check_device(name: str) -> None:
     """A device that torch can really compute on here: cpu, cuda, cuda:1, mps ..."""
     import torch
 
+    if name.startswith("cuda:") and processes.launched() > 1:
+        raise ValueError(
+            f"--device: got {name}, and {processes.launched()} processes were started; expected "
+            "cuda, of which each takes its own; use --device cuda"
+        )
     try:
         # torch has names for others too, for which some of its parts are missing.
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
             raise RuntimeError(name)
-        if name == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: its own GPU
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if name.startswith("cuda"):  # what speaks of the GPU without a number means this one
+            torch.cuda.set_device(int(name[5:] or os.environ.get("LOCAL_RANK", "0")))
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(

@@ -4,8 +4,7 @@ held-out recorded ones and dreams of them; 5 dreams; the others read what the ru
 Paper's section: "The loop" lets simulator and reflector stand in for reality; here both are held
 against it.
 
-    1 agreement       the same policy from the same start, in reality and in the dream:
-                      do both end in success?
+    1 agreement       the same policy from the same start in both worlds: do both end in success?
     2 reflector       R against the true labels, on real frames and on generated ones
     3 counterfactual  other actions from the same start: does the dream show what *these* do?
     4 branches        nearly the same actions from the same moment: does the dream rank them as
@@ -140,20 +139,21 @@ VARIANTS = ("expert", "shuffled", "zero", "mirrored")
 
 
 def alter(actions: np.ndarray, variant: str, rng: np.random.Generator) -> np.ndarray:
-    """A variant of an episode's actions (T, K, A) float32 (dx, dy, dz, gripper).
+    """A variant of actions (T, K, A) float32: dx, dy, dz, LIBERO's turn about x, y, z, gripper.
 
     expert: as they are; shuffled: the T decisions in random order (the displacements add up to the
     same, so the hand ends nearly where the expert's does: only what it did to the objects differs);
-    zero: dx = dy = dz = 0, the gripper as it is; mirrored: dx, dy -> -dx, -dy
-    (half a turn about the vertical: some experts hardly move along x alone).
+    zero: all but the gripper 0; mirrored: dx, dy -> -dx, -dy, of a turn too (half a turn about the
+    vertical: some experts hardly move along x alone).
     """
     altered = actions.copy()
     if variant == "shuffled":
         altered = rng.permutation(altered)
     elif variant == "zero":
-        altered[..., :3] = 0
+        altered[..., :-1] = 0
     elif variant == "mirrored":
         altered[..., :2] *= -1
+        altered[..., 3:-1][..., :2] *= -1  # nothing where A is 4
     return altered
 
 

@@ -65,12 +65,15 @@ def _worker(pipe, config: EnvConfig) -> None:
             loaded[task] = slot
         return env
 
+    def let_go(slot: int) -> None:
+        task = task_of.get(slot)
+        if task is not None and loaded.get(task) == slot:
+            del loaded[task]
+
     def do(command: str, slot: int, argument):
         if command == "reset":
             start, stop_on_success = argument
-            previous = task_of.get(slot)
-            if previous is not None and loaded.get(previous) == slot:
-                del loaded[previous]
+            let_go(slot)
             resting.pop(slot, None)
             task_of[slot] = start.task
             env = bring_in(slot, start.task, restore=False)
@@ -78,9 +81,7 @@ def _worker(pipe, config: EnvConfig) -> None:
             return env.reset(seed=start.seed)
         if command == "set":
             task, snapshot, stop_on_success = argument
-            previous = task_of.get(slot)
-            if previous is not None and loaded.get(previous) == slot:
-                del loaded[previous]
+            let_go(slot)
             task_of[slot] = task
             resting[slot] = snapshot
             env = bring_in(slot, task, restore=True)

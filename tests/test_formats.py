@@ -19,6 +19,7 @@ from test_cli import assert_one_line, in_process, make_episode, make_episodes
 from trees import tree
 
 import demos
+import export
 import formats
 from demos import BadEpisodes
 from tasks import EnvConfig
@@ -565,6 +566,30 @@ def test_a_foreign_data_set(here):
     assert demos.describe(here / "out").robot == "lerobot:panda"
     wrist, *_ = convert("theirs", "--size", 48, "--image", "observation.images.wrist", out="wrist")
     assert np.array_equal(wrist.image, 255 - episode.image)
+
+
+def test_a_camera_of_distances_is_passed_over(here):
+    """The first camera that sees colours is taken."""
+    path = foreign(here) / "meta/info.json"
+    info = json.loads(path.read_text())
+    front = info["features"]["observation.images.front"]
+    info["features"]["observation.images.front"] = front | {"info": {"is_depth_map": True}}
+    path.write_text(json.dumps(info))
+    (episode,) = convert("theirs", "--size", 48)
+    assert np.array_equal(episode.image, 255 - pictures(N, 48, 64)[[0, 4, 8, 10], :, 8:56])
+
+
+def test_an_export_knows_the_rate_of_its_robot(here):
+    """80 steps a second by K, LIBERO's 20; of another robot it has to be told."""
+    for robot, chunk, rate in (("metaworld", 4, 20), ("libero", 8, 2), ("libero", 40, 1)):
+        about = demos.Description(EnvConfig(chunk=chunk), None, robot)
+        assert export.decisions_per_second(about) == rate
+    foreign(here)
+    convert("theirs")
+    before = tree(here)
+    result = in_process("demos", "export", "out", "--out", "again")
+    assert_one_line(result, "--fps: not given", "lerobot:panda", "add --fps")
+    assert tree(here) == before
 
 
 def test_labels_of_a_foreign_data_set(here):

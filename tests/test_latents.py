@@ -582,6 +582,16 @@ def test_statistics_of_another_kind_are_told_in_a_line(tmp_path, kind, mean):
     assert "image_mean is" in complaint(ENCODERS[kind], tmp_path)
 
 
+def test_statistics_may_stand_in_a_processor_of_its_own(tmp_path):
+    """As transformers 5 saves CLIP's: one file for words and pictures."""
+    save_tiny(tmp_path, "clip")
+    path = tmp_path / "preprocessor_config.json"
+    whole = {"image_processor": json.loads(path.read_text())}
+    (tmp_path / "processor_config.json").write_text(json.dumps(whole))
+    path.unlink()
+    check_models(SimulatorModels(clip=str(tmp_path)), SIZE, 1, 1)
+
+
 @pytest.mark.parametrize("kind", [["clip"], {"clip": 1}, 7])
 @pytest.mark.parametrize("part", ["autoencoder", "unet", "clip", "geometry"])
 def test_a_kind_that_is_no_name_is_refused(tmp_path, part, kind):
@@ -660,6 +670,8 @@ def test_only_the_folder_that_is_named_is_downloaded(monkeypatch, tmp_path):
     assert (asked["repository"], asked["revision"]) == ("owner/name", None)
     assert pretrained.find("owner/name@v1/unet", latents.FILES) == tmp_path / "unet"
     assert (asked["repository"], asked["revision"]) == ("owner/name", "v1")
+    assert pretrained.find("owner/name@refs/pr/1/unet", latents.FILES) == tmp_path / "unet"
+    assert (asked["repository"], asked["revision"]) == ("owner/name", "refs/pr/1")
     files = {
         "unet/config.json": True, "unet/diffusion_pytorch_model.safetensors": True,
         "unet/diffusion_pytorch_model-00001-of-00002.safetensors": True,

@@ -601,6 +601,8 @@ def test_no_signal_names_what_all_rollouts_do():
     assert "fail alike" in no_signal(nobody) and "eta is too high" in no_signal(nobody)
     healthy = {"groups_with_spread": 0.5, "success": 0.5, "clip_fraction": 0.2}
     assert "too large" in no_signal(healthy | {"clip_fraction": 0.7})
+    assert "first ratio 1.030, expected 1" in no_signal(healthy | {"first_ratio": 1.03})
+    assert no_signal(healthy | {"first_ratio": 1.01}) is None
     assert no_signal(healthy) is None and no_signal(healthy | {"mixed": 0.05}) is None
 
 

@@ -450,6 +450,8 @@ def test_gradient_checkpointing_computes_layers_again(checkpoint):
         inside = [m for n, m in policy.named_modules() if n.endswith("layers.0.mlp")]
         inside[-1].register_forward_pre_hook(lambda *_, count=count: count.append(1))
         policy(scripted_batch())[0].backward()
+        words = policy.backbone.vlm.model.get_input_embeddings()
+        assert not words._forward_hooks  # frozen words need no gradient
         calls.append(len(count))
         gradients.append(policy.backbone.placeholders.grad)
     assert calls == [2, 1]

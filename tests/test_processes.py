@@ -28,6 +28,7 @@ import cli
 import demos
 import processes
 import runs
+import terminal
 import train
 from films import write_strips, write_telling
 
@@ -268,6 +269,14 @@ def test_commands_that_are_not_shared_refuse(monkeypatch, command):
         processes.check_command(command)
     processes.check_command("train")
     processes.check_command("evaluate")
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    """A numbered one would be that of all of them."""
+    for name, value in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="--device: got cuda:1, and 2 processes.*--device cuda"):
+        terminal.check_device("cuda:1")
 
 
 def test_a_process_may_have_no_demonstration_to_play(tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ def test_known_modules_import_downwards_only():
         ("demos", {"tasks", "camera", "processes"}),
         ("recordings", {"demos"}),
         ("formats", {"recordings", "demos", "tasks"}),
-        ("export", {"formats", "recordings", "demos"}),
+        ("export", {"formats", "recordings", "demos", "tasks"}),
         ("page", set()),
         ("resume", {"processes", "demos"}),
         ("fit", {"processes", "resume"}),

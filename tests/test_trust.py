@@ -442,6 +442,9 @@ def test_variants_by_hand():
     mirrored = trust.alter(actions, "mirrored", rng)
     assert (mirrored[..., :2] == -actions[..., :2]).all()
     assert (mirrored[..., 2:] == actions[..., 2:]).all()
+    libero = np.arange(1, 8, dtype=np.float32)[None, None]  # dx, dy, dz, a turn, gripper
+    assert trust.alter(libero, "zero", rng).ravel().tolist() == [0, 0, 0, 0, 0, 0, 7]
+    assert trust.alter(libero, "mirrored", rng).ravel().tolist() == [-1, -2, 3, -4, -5, 6, 7]
 
 
 @pytest.mark.parametrize("simulator, share", [(Faithful(), 1.0), (Deaf(), 0.25)])
