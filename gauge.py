@@ -41,9 +41,8 @@ from resume import with_prefix
 from tasks import SPLITS, EnvConfig, Start
 from worldenv import WorldEnv, start_frames
 
-PROBE_STARTS = (
-    100_000  # the last ones of the "rl" split: calibration's and the gauge's, 1000 a seed
-)
+# The last ones of the "rl" split belong to calibration and the gauge, 1000 a seed.
+PROBE_STARTS = 100_000
 HALLUCINATED = 0.15  # share of a task's starts above which its dreams teach nothing true
 
 

@@ -71,11 +71,12 @@ def _download(checkpoint: str, files: list[str]) -> Path:
 def _parts(checkpoint: str) -> tuple[str, str | None, list[str]]:
     """ "owner/name@v1/unet" -> ("owner/name", "v1", ["unet"]); None: the hub's newest. A revision
     may also be one of the hub's own, "refs/pr/1"."""
-    owner, name, *inside = checkpoint.split("/")
-    name, _, revision = name.partition("@")
+    names = checkpoint.split("/")
+    repository, _, revision = "/".join(names[:2]).partition("@")
+    inside = names[2:]
     if revision == "refs":
         revision, inside = "/".join(["refs", *inside[:2]]), inside[2:]
-    return f"{owner}/{name}", revision or None, inside
+    return repository, revision or None, inside
 
 
 # ----------------------------------------------------------------------------------------- memory

@@ -672,6 +672,9 @@ def test_only_the_folder_that_is_named_is_downloaded(monkeypatch, tmp_path):
     assert (asked["repository"], asked["revision"]) == ("owner/name", "v1")
     assert pretrained.find("owner/name@refs/pr/1/unet", latents.FILES) == tmp_path / "unet"
     assert (asked["repository"], asked["revision"]) == ("owner/name", "refs/pr/1")
+    assert pretrained.find("gpt2", latents.FILES) == tmp_path  # the hub's oldest have no owner
+    assert (asked["repository"], asked["revision"]) == ("gpt2", None)
+    assert pretrained.find("owner/name@v1/unet", latents.FILES) == tmp_path / "unet"
     files = {
         "unet/config.json": True, "unet/diffusion_pytorch_model.safetensors": True,
         "unet/diffusion_pytorch_model-00001-of-00002.safetensors": True,
