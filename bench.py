@@ -578,7 +578,7 @@ def digits(value: float) -> float:
 
 def bench(out: Path, config: RunConfig, run: Run | None, plan: Plan, command: str, say) -> dict:
     """Measure, and write OUT (.json), and beside it .md and .png; returns the JSON."""
-    started = time.time()
+    started = time.monotonic()
     result = {
         "command": command,
         "commit": current_commit(),
@@ -592,5 +592,5 @@ def bench(out: Path, config: RunConfig, run: Run | None, plan: Plan, command: st
     write_atomically(out.with_suffix(".png"), growth_chart(result["growth"]))
     write_atomically(out.with_suffix(".md"), markdown(result, out.stem).encode())
     write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    say(f"{time.time() - started:.0f} s")
+    say(f"{time.monotonic() - started:.0f} s")
     return result

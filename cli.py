@@ -424,7 +424,7 @@ def ship_command(
     from runs import Run
     from ship import ENDING, card_of, ship
 
-    if not out.name.endswith(ENDING) or out.name == ENDING:
+    if not out.name.endswith(ENDING) or out.name.removesuffix(ENDING) in ("", ".", ".."):
         raise ValueError(f"--out: got {str(out)!r}; expected a file named NAME{ENDING}")
     run = Run.open(folder)
     check_output(out.parent, PICTURES_MB)

@@ -294,8 +294,7 @@ def save(
         about = replace(there, env=config, camera=camera)
     text = json.dumps(_described(about), indent=1)
     write_atomically(folder / "dataset.json", text.encode())
-    # After the highest number, not after the count:
-    # a damaged episode may have been deleted in between.
+    # After the highest number, not after the count: one in between may have been deleted.
     numbers = [path.stem.removeprefix("episode_") for path in folder.glob("episode_*.safetensors")]
     first = 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
     for number, episode in enumerate(episodes, start=first):
@@ -447,6 +446,7 @@ def given(folder: Path | str, config: EnvConfig, tasks: tuple[str, ...], per_tas
     kept: list[Episode] = []
     for task in tasks:
         good = [e for e in episodes if e.task == task and e.source == "expert" and e.succeeded]
+        good = list({e.seed: e for e in good}.values())  # of each start one
         if len(good) < per_task:
             raise BadEpisodes(
                 f"{folder}: {len(good)} demonstrations of {task} that succeed; expected {per_task} "

@@ -72,7 +72,7 @@ def fit(
     device = device_of(part)
     processes.equalize(parameters)
     part.train()
-    started = time.time()
+    started = time.monotonic()
     for step in range(first, config.steps):
         optimizer.param_groups[0]["lr"] = config.learning_rate * rate(step)
         batch = sample(step)  # outside the autocast: it may dream, and kinematics need all digits
@@ -98,7 +98,7 @@ def fit(
         _average(part, average, 0.0)
     part.eval()
     result = {name: sum(m[name] for m in tail) / len(tail) for name in tail[0]}
-    return result | {"seconds": time.time() - started}
+    return result | {"seconds": time.monotonic() - started}
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], loss: float, where: str) -> None:

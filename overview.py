@@ -27,7 +27,7 @@ from report import (
     write_report,
 )
 from runs import Run
-from terminal import check_output
+from terminal import check_files, check_output
 from train import stages_of
 
 REPORT_MB = 20  # to be free on the disk
@@ -64,6 +64,7 @@ def write(folders: list[Path], out: Path | None = None) -> list[Path]:
     if path.suffix != ".html" or path.is_dir():
         raise ValueError(f"--out: got {path}; expected a file that ends in .html; choose another")
     check_output(path.parent, REPORT_MB)
+    check_files(path)
     with what_is_missing(folders):
         page = overview(dict(zip(short_names(places), runs, strict=True))).encode()
     path.parent.mkdir(parents=True, exist_ok=True)

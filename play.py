@@ -92,7 +92,8 @@ def serve(folder: Path, host: str, port: int, browser: bool) -> None:
     make_page(parts)
     for note in parts.notes:
         print(note)
-    print(f"playing {folder} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    named = f"[{host}]" if ":" in host else host
+    print(f"playing {folder} at http://{named}:{port} (Ctrl-C ends it)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         ui.run(
             host=host, port=port, title="Inside the dream", show=browser, reload=False,
@@ -104,14 +105,19 @@ def check_address(host: str, port: int) -> None:
     """ValueError, one line, where nothing can listen at host and port."""
     if not 1 <= port <= 65535:
         raise ValueError(f"--port: got {port}; expected 1 to 65535")
+    if not host.strip():  # it would mean every address, and the page asks for no password
+        raise ValueError(
+            "--host: got nothing; expected an address of this machine; leave it out for 127.0.0.1"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((host, port))
-        except OSError as error:
+        except (OSError, TypeError, UnicodeError) as error:
+            told = getattr(error, "strerror", None) or error
             raise ValueError(
-                f"--host, --port: cannot listen at {host}:{port} ({error.strerror or error}); "
+                f"--host, --port: cannot listen at {host}:{port} ({told}); "
                 "expected an address of this machine and a free port; choose another --port"
             ) from error
 
@@ -192,7 +198,8 @@ class Visit:
             self.begin(self.task.value, self.game.number)
 
     def choose_actor(self) -> None:
-        self.running = self.who.value != "you"
+        # What a page sends need not be one of its choices.
+        self.running = self.who.value in self.parts.actors and self.who.value != "you"
         self.show_running()
 
     def move(self, way: str, repeated: bool = False) -> None:

@@ -183,16 +183,16 @@ def _read_cache() -> dict[str, str]:
     try:
         stored = json.loads(_cache_file().read_text())
         return dict(stored["answers"]) if stored["key"] == _cache_key() else {}
-    except (OSError, ValueError, KeyError, TypeError, metadata.PackageNotFoundError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, metadata.PackageNotFoundError):
         return {}  # the cache only saves a second; without it we simply try again
 
 
 def _write_cache(answers: dict[str, str]) -> None:
-    path = _cache_file()
     try:
+        path = _cache_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         partial.write_text(json.dumps({"key": _cache_key(), "answers": answers}))
         partial.replace(path)  # atomic: several workers may write at once
-    except OSError:
-        pass  # e.g. a read-only home: as above
+    except (OSError, RuntimeError):
+        pass  # e.g. a read-only home, or none: as above

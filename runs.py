@@ -425,13 +425,13 @@ class Clock:
     """Seconds and all processes' processor seconds of a stage, those before an interruption too."""
 
     def __init__(self):
-        self.started, self.used = time.time(), cpu_seconds()
+        self.started, self.used = time.monotonic(), cpu_seconds()
         self.before = {"seconds": 0.0, "cpu": 0.0}
 
     def state(self) -> dict:
         """{"seconds", "cpu"} so far."""
         return {
-            "seconds": self.before["seconds"] + time.time() - self.started,
+            "seconds": self.before["seconds"] + time.monotonic() - self.started,
             "cpu": self.before["cpu"] + processes.total(cpu_seconds() - self.used),
         }
 

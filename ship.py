@@ -18,6 +18,7 @@ decision. So does the album, whose frames, with their still background, pack to 
 from __future__ import annotations
 
 import io
+import lzma
 import tarfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -78,7 +79,9 @@ def ship(run: Run, archive: Path) -> int:
     """Write the archive and its card, each whole or not at all; the archive's size in bytes.
 
     archive: a path that ends in .tar.xz; the run will be unpacked into a folder of that name.
-    Raises BadRun where the run is not finished or a checkpoint is damaged."""
+    Raises BadRun where the run is not finished, a checkpoint is damaged, or another run's archive
+    or card is there."""
+    check_archive(archive, run)
     for name in PARTS:
         read_settings(run.checkpoint(name))
     if "evaluate" not in run.stages:
@@ -98,6 +101,24 @@ def ship(run: Run, archive: Path) -> int:
     write_atomically(archive, data)
     write_atomically(card_of(archive), about.encode())
     return len(data)
+
+
+def check_archive(archive: Path, run: Run) -> None:
+    """BadRun where a file is there that is not an archive of this run's settings."""
+    if not archive.is_file():
+        return
+    own, name = (run.folder / "config.json").read_bytes(), archive.name.removesuffix(ENDING)
+    try:
+        with tarfile.open(archive, "r:xz") as opened:
+            there = opened.extractfile(f"{name}/config.json")
+            same = there is not None and there.read() == own
+    except (tarfile.TarError, lzma.LZMAError, EOFError, KeyError):
+        same = False
+    if not same:
+        raise BadRun(
+            f"{archive}: not an archive of {run.folder}; expected none or that; choose another "
+            "--out"
+        )
 
 
 def card_of(archive: Path) -> Path:

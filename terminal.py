@@ -112,6 +112,9 @@ class OneLineErrors(TyperGroup):
     def main(self, args=None, prog_name=None, **extra):  # type: ignore[override]  # rest in extra
         """Run a command and leave with 0, 2 (bad input) or 130 (interrupted)."""
         extra["standalone_mode"] = False  # errors come here instead of being printed by Typer
+        for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show ends no command
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
             code = super().main(args, prog_name or f"python {Path(sys.argv[0]).name}", **extra)
         except Exception as error:
@@ -142,6 +145,10 @@ def check_output(folder: Path, megabytes: float) -> Path:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"{folder}: {existing} is a file; expected a folder; choose another --out")
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(
+            f"{folder}: a link that leads nowhere; expected a folder; choose another --out"
+        )
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"x")
@@ -215,9 +222,10 @@ def check_device(name: str) -> None:
         # torch has names for others too, for which some of its parts are missing.
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
             raise RuntimeError(name)
+        number = name[5:] or os.environ.get("LOCAL_RANK", "0")  # of several processes: its own
+        torch.zeros(1, device=f"cuda:{number}" if name.startswith("cuda") else name)
         if name.startswith("cuda"):  # what speaks of the GPU without a number means this one
-            torch.cuda.set_device(int(name[5:] or os.environ.get("LOCAL_RANK", "0")))
-        torch.zeros(1, device=name)
+            torch.cuda.set_device(int(number))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"--device: torch cannot compute on {name!r} here; expected cpu, or cuda or mps where "
@@ -228,10 +236,10 @@ def check_device(name: str) -> None:
 def print_statistics(rows: dict) -> None:
     """demos.statistics as a table."""
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     columns = [name.replace("_", " ") for name in next(iter(rows.values()))]
-    table = Table("task / source", *columns)
+    table = Table(Column("task / source", overflow="fold"), *columns)
     for name, row in rows.items():
         table.add_row(escape(name), *(str(value) for value in row.values()))
     Console().print(table)
@@ -239,12 +247,13 @@ def print_statistics(rows: dict) -> None:
 
 def print_result(result: dict) -> None:
     """Success per task and in the mean, as a table; its title says from which starts."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     first = result["skipped"] + 1
     title = f"{result['policy']}, {result['termination']} termination, {result['split']} starts"
     title += f" {first} to {result['skipped'] + result['starts_per_task']} of each task"
-    table = Table("task", "real success", "95 % interval", "episodes", title=title)
+    task = Column("task", overflow="fold")  # two names may differ in their ends alone
+    table = Table(task, "real success", "95 % interval", "episodes", title=title)
     last = list(result["tasks"])[-1]  # a line below it
     for name, row in (result["tasks"] | {"mean": result | {"success": result["mean"]}}).items():
         interval = f"{row['low']:.1%} - {row['high']:.1%}"
@@ -278,7 +287,7 @@ class StageDisplay:
             disable=self.console.quiet or not self.console.is_terminal,
         )  # fmt: skip
         self.bar: progress.TaskID | None = None
-        self.last_line = time.time()
+        self.last_line = time.monotonic()
         self.begun, self.step = (0, 0.0), -1  # first step of the fit and when; its latest step
 
     def __enter__(self) -> StageDisplay:
@@ -299,7 +308,7 @@ class StageDisplay:
 
     def line(self, text: str) -> None:
         self.console.print(text, markup=False)
-        self.last_line = time.time()
+        self.last_line = time.monotonic()
 
     def say(self, text: str) -> None:
         """A stage is finished (stages end in order)."""
@@ -316,12 +325,12 @@ class StageDisplay:
         if step % max(1, steps // 50) == 0 or step == steps - 1:
             self.run.log(stage=stage, step=step, **metrics)
         if self.step < 0 or step <= self.step:  # the stage's first fit, or its next
-            self.begun = (step, time.time())
+            self.begun = (step, time.monotonic())
         self.step = step
         first, began = self.begun
-        if self.bars.disable and step > first and time.time() - self.last_line > HEARTBEAT:
+        if self.bars.disable and step > first and time.monotonic() - self.last_line > HEARTBEAT:
             # what a stage does before its fit, and steps of an earlier run, take no part
-            left = (time.time() - began) / (step - first) * (steps - step - 1)
+            left = (time.monotonic() - began) / (step - first) * (steps - step - 1)
             self.line(
                 f"  {stage} {step + 1}/{steps}, loss {metrics['loss']:.4f}, {left:.0f} s left"
             )

@@ -503,11 +503,11 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
             _log_probe(run, number, gauge)
         return parted
 
-    started = time.time()
+    started = time.monotonic()
     seed = 100 * config.seed + number
     with finishing_steps():
         history = loop(env, policy, draw, config.rl, seed, on_iteration, keeper)
-    seconds = time.time() - started
+    seconds = time.monotonic() - started
     result = {"history": [_finite(h) for h in history], "kept": len(history)}
     if gauge is not None:
         result |= {"kept": gauge.restore(policy), "probes": gauge.probes}

@@ -22,11 +22,12 @@ USAGE = "usage: python unpack.py ARCHIVE FOLDER"
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Write the files of a .tar.xz below `folder`, over those that are there.
+    """Write the files of a .tar.xz below `folder`.
 
     Everything is read and checked before anything is written: ValueError for an archive that is
-    damaged, too large, or holds a link, a device, or a path that leads out of the folder; OSError
-    where it cannot be read or the folder cannot be written."""
+    damaged, too large, or holds a link, a device, or a path that leads out of the folder, or where
+    a file of another run is there already; OSError where it cannot be read or the folder cannot be
+    written, and then what was begun is taken away again."""
     try:
         with lzma.open(archive) as file:
             data = file.read(LARGEST + 1)
@@ -46,11 +47,23 @@ def unpack(archive: Path, folder: Path) -> None:
                 f"{archive}: {path} is a folder and a file; expected one of both; unpack it into "
                 "another folder"
             )
-    for path in folders:
-        path.mkdir(parents=True, exist_ok=True)
-    for path, content in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    new = {path: content for path, content in files.items() if not path.exists()}
+    for path in files:
+        if path not in new and path.read_bytes() != files[path]:
+            raise ValueError(
+                f"{path}: another run's is there; expected none, or the archive's own; unpack it "
+                "into another folder, or move that run away"
+            )
+    try:
+        for path in folders:
+            path.mkdir(parents=True, exist_ok=True)
+        for path, content in new.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _members(archive: Path, data: bytes, folder: Path) -> tuple[dict[Path, bytes], list[Path]]:

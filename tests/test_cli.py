@@ -608,7 +608,7 @@ def test_time_left_counts_only_the_steps_of_this_fit(here, monkeypatch, capsys):
     before a fit says nothing about the steps that are left."""
     clock = [0.0]
     monkeypatch.setattr(terminal, "HEARTBEAT", 0)
-    monkeypatch.setattr(terminal.time, "time", lambda: clock[0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
     run = runs.Run.create(here / "run", runs.preset("debug"))
     with terminal.StageDisplay(run, ("explore",)) as display:
         for begin, seconds in ((0, 2.0), (500, 0.5)):

@@ -122,15 +122,19 @@ def test_every_run_has_a_variant_and_shares_stages_in_order():
         assert train.stages_of(settings)[: len(shared)] == shared  # nothing in between is missing
 
 
-@pytest.mark.parametrize("preset", ["cpu", "example", "debug"])
-def test_two_rounds_cost_no_more_than_one(preset):
-    """Real episodes a task, where the gauge ends nothing early."""
+@pytest.mark.parametrize("preset, more", [("cpu", 0), ("example", 0), ("debug", None)])
+def test_two_rounds_cost_no_more_than_one(preset, more):
+    """Real episodes a task, where the gauge ends nothing early. (Debug's few leave no room: one
+    exploration episode a task is the least.)"""
     config = runs.preset(preset)
     twice = compare.variant(config, "rounds", finished(config))
     looks = 1 + math.ceil(config.loop.iterations / config.probe_every)
     probed = config.probes * (1 + looks)  # one of them calibrates
     cost = twice.exploration + twice.round_exploration + 2 * probed
-    assert cost == config.exploration + probed or (twice.exploration, preset) == (1, "debug")
+    if more is None:
+        assert twice.exploration == 1 and cost > config.exploration + probed
+    else:
+        assert cost == config.exploration + probed + more
 
 
 def test_filtered_bc_has_what_the_dream_has_cost():

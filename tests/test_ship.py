@@ -229,6 +229,43 @@ def test_a_damaged_archive_is_refused(tmp_path, monkeypatch):
     assert set(tree(tmp_path)) == {"a.tar.xz"}
 
 
+def test_another_run_of_the_same_name_is_left_alone(tmp_path):
+    """Half of one and half of the other would be a run of nobody's."""
+    archive = archive_of(tmp_path / "a.tar.xz")
+    unpack.unpack(archive, tmp_path / "runs")
+    path = next(p for p in (tmp_path / "runs").rglob("*") if p.is_file())
+    path.write_text("mine")
+    before = tree(tmp_path / "runs")
+    with pytest.raises(ValueError, match="another run's is there; expected none"):
+        unpack.unpack(archive, tmp_path / "runs")
+    assert tree(tmp_path / "runs") == before
+
+
+def test_a_full_disk_leaves_no_half_of_a_run(tmp_path, monkeypatch):
+    archive = archive_of(tmp_path / "a.tar.xz")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(unpack.Path, "write_bytes", full)
+    assert unpack.main([str(archive), str(tmp_path / "runs")]) == 2
+    assert not [p for p in (tmp_path / "runs").rglob("*") if p.is_file()]
+
+
+def test_another_archive_is_not_replaced(run, tmp_path):
+    """Its own may be; not the project's by another run's, nor any file."""
+    out = tmp_path / "example.tar.xz"
+    out.write_bytes(ARCHIVE.read_bytes())
+    ship.check_archive(out, run)
+    ship.check_archive(tmp_path / "new.tar.xz", run)
+    other = runs.Run.create(tmp_path / "other", runs.preset("debug"))
+    with pytest.raises(runs.BadRun, match="not an archive of .*other; expected none or that"):
+        ship.check_archive(out, other)
+    out.write_bytes(b"precious")
+    with pytest.raises(runs.BadRun, match="not an archive of"):
+        ship.check_archive(out, run)
+
+
 def test_unpacking_needs_no_package_and_says_how(tmp_path):
     """-S leaves out all that pip has installed."""
     command = [sys.executable, "-S", str(ROOT / "unpack.py")]
