@@ -181,7 +181,8 @@ def test_train_begins_with_a_folder_of_demonstrations(here):
         ({}, "--tasks reach", "0 demonstrations of reach"),
         ({"success": np.zeros(4, np.uint8)}, "", "0 demonstrations of button-press-topdown"),
         ({"source": "exploration"}, "", "0 demonstrations of button-press-topdown"),
-        ({"seed": split_seeds("test", 1)[0]}, "", "starts of test"),
+        ({"seed": split_seeds("test", 1)[0]}, "--demos 1", "starts of test"),
+        ({"seed": 3}, "", "1 demonstrations of button-press-topdown"),  # one start, given twice
         ({}, "--suite libero_object --tasks libero-object-milk", "expects"),
         ({}, "--from nowhere", "no such folder"),
     ],
