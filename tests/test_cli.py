@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import typer
 from scripted import random_episode
 from trees import tree, unpack
 from typer.testing import CliRunner
@@ -90,9 +91,8 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "doctor", "config", "demos", "demos collect", "demos load", "demos inspect", "train"]
-    + ["demos replay"]
-    + ["demos export", "imagine", "evaluate", "report", "trust", "compare", "screen", "summary"],
+    ["", *sorted(typer.main.get_command(cli.app).commands)]
+    + [f"demos {name}" for name in ("collect", "load", "inspect", "replay", "export")],
 )
 def test_help(command):
     result = in_process(*command.split(), "--help")
