@@ -43,7 +43,7 @@ import torch
 
 import train as stages
 from charts import BLUE, GREY, ORANGE, png
-from checkpoints import save_part
+from checkpoints import first_difference, save_part
 from demos import parse_json, write_atomically
 from evaluate import (
     TERMINATIONS,
@@ -212,7 +212,7 @@ def _more_sft(base: Run, say, progress) -> dict:
     """Imitation of the demonstrations goes on from SFT, as long and as fast as filtered BC."""
     path = base.folder.parent / "more_sft.json"
     if path.exists():
-        return _read(path)
+        return _read(path, base.config)
     say(f"{base.folder.parent.name}, more_sft")
     config, used = base.config, cpu_seconds()
     demonstrations, _, _ = stages.sources(base)
@@ -231,7 +231,7 @@ def _filtered_bc_equal_budget(base: Run, say, progress) -> dict:
     folder = base.folder.parent / "filtered_bc_equal_budget"
     path = folder.with_suffix(".json")
     if path.exists():
-        return _read(path)
+        return _read(path, base.config)
     settings = variant(base.config, folder.name, base)
     _share(base, folder, settings, ("demos", "sft"))
     run = _run(folder, settings, say, progress, until="filtered_bc")
@@ -246,22 +246,31 @@ def _judged(base: Run, policy: Policy, ledger: dict, path: Path, say) -> dict:
         starts = test_starts(config.tasks, config.test_starts)
         results = evaluate_all(policy, real.open(), starts, base.reflector())
     entry = {"results": results, "ledger": ledger}
-    _write_json(path, entry)
+    _write_json(path, {**entry, "config": asdict(config)})
     say(f"  real success {results['oracle']['mean']:.3f}")
     return entry
 
 
-def _read(path: Path) -> dict:
-    """An entry that is finished."""
+def _read(path: Path, config: RunConfig) -> dict:
+    """An entry that is finished; ValueError where it is spoiled, or of other settings. (Entries of
+    earlier versions do not tell theirs.)"""
+    expected = json.loads(json.dumps(asdict(config)))
     try:
         entry = parse_json(path.read_text())
         float(entry["results"]["oracle"]["mean"])
-        return {"results": entry["results"], "ledger": entry["ledger"]}
+        saved = entry.get("config", expected)
+        found = {"results": entry["results"], "ledger": entry["ledger"]}
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"{path}: not readable ({error}); expected a finished method; delete it, and the same "
             "command makes it again"
         ) from error
+    if saved != expected:
+        raise ValueError(
+            f"{path}: of other settings ({first_difference(saved, expected)}); expected those of "
+            "this comparison; delete it, and the same command makes it again"
+        )
+    return found
 
 
 def _write_json(path: Path, content) -> None:

@@ -967,4 +967,17 @@ def test_a_finished_method_that_is_damaged_is_told_in_a_line(tmp_path, text):
     path = tmp_path / "more_sft.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="more_sft.json: not readable .*; expected .*; delete it"):
-        compare._read(path)
+        compare._read(path, DEBUG)
+
+
+def test_a_method_of_other_settings_is_not_taken_for_this_one(tmp_path):
+    """An entry of an earlier version, which does not tell its settings, is."""
+    path = tmp_path / "more_sft.json"
+    entry = {"results": {"oracle": {"mean": 0.5}}, "ledger": {}}
+    for config in (DEBUG, None):
+        own = {"config": json.loads(json.dumps(asdict(config)))} if config else {}
+        path.write_text(json.dumps(entry | own))
+        assert compare._read(path, DEBUG) == entry
+    path.write_text(json.dumps(entry | {"config": asdict(replace(DEBUG, test_starts=99))}))
+    with pytest.raises(ValueError, match=r"of other settings \(test_starts: saved 99.*delete it"):
+        compare._read(path, DEBUG)
