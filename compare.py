@@ -57,7 +57,7 @@ from evaluate import (
 from fit import fit
 from policy import Policy, imitation_batches
 from resume import only_training
-from runs import Run, RunConfig
+from runs import Run, RunConfig, config_to_json
 
 ON_THE_WAY = {  # method -> the stages of the run "dream" that it is made of
     "sft": ("demos", "sft"),
@@ -254,7 +254,7 @@ def _judged(base: Run, policy: Policy, ledger: dict, path: Path, say) -> dict:
 def _read(path: Path, config: RunConfig) -> dict:
     """An entry that is finished; ValueError where it is spoiled, or of other settings. (Entries of
     earlier versions do not tell theirs.)"""
-    expected = json.loads(json.dumps(asdict(config)))
+    expected = json.loads(config_to_json(config))
     try:
         entry = parse_json(path.read_text())
         float(entry["results"]["oracle"]["mean"])

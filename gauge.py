@@ -33,7 +33,6 @@ import math
 import numpy as np
 import torch
 
-import processes
 from demos import Episode, play
 from films import telling_films
 from novelty import Novelty
@@ -88,7 +87,6 @@ def play_both(
     of a dreamt episode is its verdict). With one denoising step nothing is drawn at random.
     """
     real = play(env, starts, policy.act, "evaluation", after_success=0)
-    seed += 1000 * processes.rank()
     world = WorldEnv(simulator, reflector, start_frames(real), len(starts), config, seed)
     return real, play(world, starts, policy.act, "evaluation", after_success=0)
 

@@ -18,7 +18,7 @@ from checkpoints import SPOILED, first_difference
 from demos import parse_json, write_atomically
 from evaluate import current_commit, mean_interval, real_episodes
 from instructions import TASKS
-from runs import BadRun, Run, preset
+from runs import BadRun, Run, config_to_json, preset
 from tasks import METAWORLD
 
 _BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"  # of the README's table
@@ -79,7 +79,7 @@ def _check_alike(run: Run, target: Path, results: Path) -> None:
     free = {name: getattr(config, name) for name in ("seed", "rl_env", "test_starts", "real_loop")}
     usual = replace(base, loop=loop, **free)
     if config != usual:
-        where = first_difference(*(json.loads(json.dumps(asdict(c))) for c in (config, usual)))
+        where = first_difference(*(json.loads(config_to_json(c)) for c in (config, usual)))
         raise BadRun(
             f"{run.folder}: not of the preset cpu ({where}); expected a run that differs in its "
             "seed; runs of any kind stand side by side by: python cli.py report RUN1 RUN2"

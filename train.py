@@ -433,8 +433,8 @@ def _refresh(fit: FitConfig) -> FitConfig:
 
 def open_loop(run: Run, simulator: Simulator, slots: int, starts: dict | None = None) -> WorldEnv:
     """A dream that nothing stops: for `dream_along`, or from known `starts` for a policy."""
-    seed = run.config.seed + 1000 * processes.rank()
-    return WorldEnv(simulator, NoReflector(), starts or {}, slots, run.config.env, seed)
+    config = run.config
+    return WorldEnv(simulator, NoReflector(), starts or {}, slots, config.env, config.seed)
 
 
 def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
@@ -581,8 +581,7 @@ def stage_evaluate(run: Run, real: RealWorkers, progress) -> dict:
     found, imagined = None, 0
     if config.rl_env == "dream":
         parts = run.simulator(demos.camera_of(run.episodes_folder)), reflector
-        seed = config.seed + 1000 * processes.rank()  # noise of their own, should frames be drawn
-        world = WorldEnv(*parts, start_frames(episodes), len(starts), config.env, seed)
+        world = WorldEnv(*parts, start_frames(episodes), len(starts), config.env, config.seed)
         found, imagined = dream_agreement(world, policy, episodes), world.imagined_frames
     spent = real.count()
     line = gain_words(results) + (f"; {agreement_words('from these', found)}" if found else "")

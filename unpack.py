@@ -48,8 +48,8 @@ def unpack(archive: Path, folder: Path) -> None:
                 "another folder"
             )
     new = {path: content for path, content in files.items() if not path.exists()}
-    for path in files:
-        if path not in new and path.read_bytes() != files[path]:
+    for path, content in files.items():
+        if path not in new and path.read_bytes() != content:
             raise ValueError(
                 f"{path}: another run's is there; expected none, or the archive's own; unpack it "
                 "into another folder, or move that run away"

@@ -73,7 +73,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
             self.single_action_space, num_envs
         )
         self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
-        self.generator = torch.Generator().manual_seed(seed)
+        # Should frames be drawn, each process has noise of its own.
+        self.generator = torch.Generator().manual_seed(seed + 1000 * processes.rank())
         self.imagined_frames = 0  # the ledger
         # The history of every slot, (B, horizon+1, H, W, 3):
         # what memory and reflector look back into.

@@ -16,8 +16,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from levers import SKIPPED, STARTS  # noqa: E402 (needs the path when it is run)
+
 PUSHES = (0.0, 0.02, 0.05, 0.1, 0.2)  # of an action, which ranges over [-1, 1]
-STARTS, SKIPPED = 60, 300  # a task; those of levers.py, which the gauge does not play
 
 
 def pushed(act, push: float, seed: int):
