@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import processes
-from fit import device_of
+from fit import bf16_autocast, device_of
 from instructions import INSTRUCTIONS
 from policy import random_shift
 from pretrained import FrozenReader, PretrainedConfig
@@ -158,7 +158,8 @@ class Reflector(nn.Module):
             return None
         device = device_of(self)
         picture = stack_frames(first.to(device)[:, None])
-        return self.landmarks(picture, mean_word(self.vlm.words, tokens.to(device)))
+        with bf16_autocast(device):
+            return self.landmarks(picture, mean_word(self.vlm.words, tokens.to(device)))
 
     @torch.no_grad()
     def reward(
@@ -176,7 +177,8 @@ class Reflector(nn.Module):
         """
         device = device_of(self)
         frames, tokens, state = (x.to(device) for x in (frames, tokens, state))
-        logits = self.logits(stack_frames(frames), tokens, state, landmarks=landmarks)
+        with bf16_autocast(device):
+            logits = self.logits(stack_frames(frames), tokens, state, landmarks=landmarks).float()
         return torch.sigmoid(self.platt[0] * logits + self.platt[1])
 
     def dream_eta(self, instruction: str) -> float:

