@@ -88,8 +88,11 @@ def compare(
     """Run what is not finished; a record {"seed", "method", "results", "ledger"} for each seed and
     method, in order, each once; of RL in a dream also "agreement", the share of test starts whose
     outcome dream and reality agree on, and "kept", after how many of LOOP's iterations."""
-    records = []
-    for seed in dict.fromkeys(seeds):
+    seeds, records = list(dict.fromkeys(seeds)), []
+    for seed in seeds:  # a folder of other settings is told at once, and not hours later
+        if (out / f"seed{seed}" / "dream").exists():
+            Run.create(out / f"seed{seed}" / "dream", replace(config, seed=seed))
+    for seed in seeds:
         folder, one = out / f"seed{seed}", replace(config, seed=seed)
         base = _run(folder / "dream", one, say, progress)
         for method in dict.fromkeys(methods):

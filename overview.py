@@ -27,7 +27,7 @@ from report import (
     write_report,
 )
 from runs import Run
-from terminal import check_files, check_output
+from terminal import COPY, check_files, check_output
 from train import stages_of
 
 REPORT_MB = 20  # to be free on the disk
@@ -53,7 +53,7 @@ def write(folders: list[Path], out: Path | None = None) -> list[Path]:
     if len(runs) == 1:
         if out is not None:
             raise ValueError("--out: got one run; expected several; one is written into its folder")
-        check_output(runs[0].folder, REPORT_MB)
+        check_output(runs[0].folder, REPORT_MB, COPY)
         path = write_report(runs[0])
         return [path, path.with_suffix(".html")]
     places = [folder.resolve() for folder in folders]

@@ -140,10 +140,10 @@ def _try_in_order(backends: tuple[str, ...]) -> str:
         if works:
             return backend
         complaints.append(f"{backend} ({error})")
-    forced = "" if backends == BACKENDS else " because MUJOCO_GL is set (unset it to try others)"
-    raise NoRenderer(
-        f"MuJoCo cannot draw off-screen here: tried {', '.join(complaints)}{forced}", REMEDY
-    )
+    problem = f"MuJoCo cannot draw off-screen here: tried {', '.join(complaints)}"
+    if backends == BACKENDS:
+        raise NoRenderer(problem, REMEDY)
+    raise NoRenderer(f"{problem} because MUJOCO_GL is set; to try others", "unset MUJOCO_GL")
 
 
 def _check_not_too_late(backend: str) -> None:

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 RESUMED = ("train", "compare", "screen")  # commands that go on where they were; others begin anew
+COPY = "copy the run to another place"  # where a command writes into the run that it reads
 HEARTBEAT = 30  # seconds between progress lines where no bar can be drawn (a log file, a pipe)
 
 
@@ -106,16 +108,28 @@ def raised_on_purpose(error: Exception) -> bool:
     return Path(last.filename).resolve().parent == HERE and (last.line or "").startswith("raise ")
 
 
+def check_words(words: list[str]) -> None:
+    """What is on the command line is text. A file may have a name that is none, but libraries that
+    are to open it then say that it is damaged, or that it is not there."""
+    for word in words:
+        if re.search(r"[\ud800-\udfff]", word):  # how Python holds bytes that are not UTF-8
+            raise ValueError(f"{word}: got a name that is not UTF-8; expected one; rename it")
+
+
 class OneLineErrors(TyperGroup):
     """The group of all commands; turns whatever goes wrong into one line and an exit code."""
 
     def main(self, args=None, prog_name=None, **extra):  # type: ignore[override]  # rest in extra
         """Run a command and leave with 0, 2 (bad input) or 130 (interrupted)."""
+        words = sys.argv[1:] if args is None else args
         extra["standalone_mode"] = False  # errors come here instead of being printed by Typer
+        if processes.launched() == 1:  # `kill` ends a command as Ctrl-C does: it tidies up
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show ends no command
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
+            check_words(words)
             code = super().main(args, prog_name or f"python {Path(sys.argv[0]).name}", **extra)
         except Exception as error:
             line = explain(error)
@@ -125,7 +139,6 @@ class OneLineErrors(TyperGroup):
             print(f"error: {line}", file=sys.stderr)
             processes.leave(2)
         if code == INTERRUPTED:
-            words = sys.argv[1:] if args is None else args
             resumed = next((word for word in words if word[:1] != "-"), "") in RESUMED
             again = (
                 "run the same command again to resume"
@@ -139,16 +152,15 @@ class OneLineErrors(TyperGroup):
 # ------------------------------------------------------------------------------------------- output
 
 
-def check_output(folder: Path, megabytes: float) -> Path:
-    """Make sure that `folder` can be made and filled; return its deepest part that exists."""
+def check_output(folder: Path, megabytes: float, remedy: str = "choose another --out") -> Path:
+    """Make sure that `folder` can be made and filled; return its deepest part that exists. remedy:
+    what to do where it cannot."""
     folder = folder.absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
-        raise ValueError(f"{folder}: {existing} is a file; expected a folder; choose another --out")
+        raise ValueError(f"{folder}: {existing} is a file; expected a folder; {remedy}")
     if folder.is_symlink() and not folder.exists():
-        raise ValueError(
-            f"{folder}: a link that leads nowhere; expected a folder; choose another --out"
-        )
+        raise ValueError(f"{folder}: a link that leads nowhere; expected a folder; {remedy}")
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"x")
@@ -156,13 +168,13 @@ def check_output(folder: Path, megabytes: float) -> Path:
     except OSError as error:
         raise ValueError(
             f"{folder}: cannot write in {existing} ({error.strerror}); expected a folder that can "
-            "be written; choose another --out"
+            f"be written; {remedy}"
         ) from error
     free = shutil.disk_usage(existing).free / 1e6
     if free < megabytes:
         raise ValueError(
             f"{folder}: only {free:.0f} MB are free there; expected {megabytes:.0f} MB; free some "
-            "space or choose another --out"
+            f"space or {remedy}"
         )
     return existing
 
@@ -187,9 +199,13 @@ def check_new(folder: Path) -> None:
 
 
 @contextmanager
-def new_files(folder: Path, megabytes: float) -> Iterator[Path]:
-    """A temporary folder whose files move to `folder` when all went well, and vanish otherwise."""
-    temporary = Path(tempfile.mkdtemp(prefix=".worldenv-", dir=check_output(folder, megabytes)))
+def new_files(
+    folder: Path, megabytes: float, remedy: str = "choose another --out"
+) -> Iterator[Path]:
+    """A temporary folder whose files move to `folder` when all went well, and vanish otherwise.
+    remedy: as for `check_output`."""
+    place = check_output(folder, megabytes, remedy)
+    temporary = Path(tempfile.mkdtemp(prefix=".worldenv-", dir=place))
     try:
         yield temporary
         folder.mkdir(parents=True, exist_ok=True)

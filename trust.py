@@ -62,7 +62,7 @@ from reflector import false_stops, judge_episodes, recall, right_verdicts, stops
 from report import gauge_report, warnings_of, warnings_words, what_is_missing, whole_loop
 from runs import BadRun, Run
 from tasks import Start
-from terminal import new_files
+from terminal import COPY, new_files
 from train import explored_first, held_out, sources
 from vecenv import VecRealEnv
 from worldenv import WorldEnv
@@ -377,7 +377,7 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
         words.append(line)
         say(line)
 
-    with new_files(run.folder / "trust", OUTPUT_MB) as folder:
+    with new_files(run.folder / "trust", OUTPUT_MB, COPY) as folder:
         env = VecRealEnv(slots, config.env)
         try:
             agreements = _agreements(world, env, policies, starts, config.seed, folder, tell)

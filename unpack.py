@@ -94,6 +94,9 @@ def main(words: list[str]) -> int:
         return 2
     try:
         unpack(Path(words[0]), Path(words[1]))
+    except FileNotFoundError as error:
+        print(f"error: {error.filename}: not there; expected it; check the path", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2

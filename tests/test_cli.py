@@ -524,6 +524,15 @@ def test_disk_that_fills_up_while_writing(here):
     assert tree(here) == before
 
 
+@linux_only
+@pytest.mark.parametrize("command", ["report", "demos load", "train --preset debug --out"])
+def test_a_name_that_is_not_utf8(here, command):
+    name = b"run\xff"
+    os.mkdir(name)
+    assert_one_line(in_shell(*command.split(), os.fsdecode(name)), "not UTF-8", "rename it")
+    assert os.listdir(name) == []
+
+
 # --- no renderer, interruption, mistakes of ours -------------------------------------------------
 
 
@@ -564,6 +573,21 @@ def test_interruption(here, monkeypatch):
     result = in_process("evaluate", "train")
     assert result.exit_code == 130
     assert result.stderr == "interrupted; the same command begins anew\n"
+
+
+@linux_only
+def test_a_command_that_is_ended_tidies_up(here):
+    """`kill` (SIGTERM): nothing half-written stays, and the code is that of an interruption."""
+    command = [sys.executable, CLI, "demos", "collect", "new", "--tasks", "reach", "--demos", "50"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    began = time.monotonic()
+    while not list(here.glob(".worldenv-*")) and time.monotonic() - began < STAGE_TIMEOUT:
+        time.sleep(0.05)
+    child.terminate()
+    _, told = child.communicate(timeout=STAGE_TIMEOUT)
+    assert child.returncode == 130
+    assert told.endswith("interrupted; the same command begins anew\n")
+    assert tree(here) == {} and not list(here.iterdir())
 
 
 def test_traceback_on_demand(here, monkeypatch):

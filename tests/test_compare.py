@@ -520,6 +520,9 @@ def test_other_settings_are_refused(tmp_path, played):
     with pytest.raises(BadRun, match="test_starts: saved 2, expected 7.*choose another --out"):
         compare.compare(tmp_path, other, [0], ["sft"], print, print)
     assert tree(tmp_path) == before
+    with pytest.raises(BadRun, match="seed0"):  # before seed 1, whose turn would be first, begins
+        compare.compare(tmp_path, other, [1, 0], ["sft"], print, print)
+    assert tree(tmp_path) == before
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_no_renderer_says_what_was_tried_and_what_to_run(fresh):
 @linux_only
 def test_an_impossible_variable_raises_with_the_remedy(fresh):
     fresh.setenv("MUJOCO_GL", "crayons")
-    with pytest.raises(render.NoRenderer, match="crayons.*unset it.*libosmesa6"):
+    with pytest.raises(render.NoRenderer, match="crayons.*MUJOCO_GL is set.*unset MUJOCO_GL"):
         render.choose_backend()
 
 
@@ -275,4 +275,4 @@ def test_the_doctor_command_approves_this_environment(tmp_path):
 def test_the_doctor_command_fails_without_a_renderer(tmp_path):
     done = run_doctor(XDG_CACHE_HOME=str(tmp_path), MUJOCO_GL="crayons")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "libosmesa6" in done.stdout
+    assert "unset MUJOCO_GL" in done.stdout

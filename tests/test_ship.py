@@ -165,6 +165,13 @@ def test_what_leads_outside_is_refused(kind, any_python, tmp_path, capsys):
     assert tree(tmp_path) == before
 
 
+def test_no_archive(any_python, tmp_path, capsys):
+    assert unpack.main([str(tmp_path / "none.tar.xz"), str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path / 'none.tar.xz'}: not there; expected it; check the path\n"
+    assert tree(tmp_path) == {}
+
+
 def test_a_link_that_is_there_already_leads_nowhere(any_python, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "elsewhere").mkdir()
