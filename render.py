@@ -141,7 +141,7 @@ def _try_in_order(backends: tuple[str, ...]) -> str:
             return backend
         complaints.append(f"{backend} ({error})")
     problem = f"MuJoCo cannot draw off-screen here: tried {', '.join(complaints)}"
-    if backends == BACKENDS:
+    if "osmesa" in backends:  # its library can be installed
         raise NoRenderer(problem, REMEDY)
     raise NoRenderer(f"{problem} because MUJOCO_GL is set; to try others", "unset MUJOCO_GL")
 

@@ -136,6 +136,15 @@ def test_an_impossible_variable_raises_with_the_remedy(fresh):
 
 
 @linux_only
+def test_a_wanted_osmesa_that_is_missing_can_be_installed(fresh):
+    script_probe(fresh, working=set())
+    fresh.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(render.NoRenderer) as failure:
+        render.choose_backend()
+    assert failure.value.remedy == render.REMEDY
+
+
+@linux_only
 def test_choosing_after_mujoco_was_imported_otherwise_is_refused(fresh):
     class GLContext:
         __module__ = "mujoco.glfw"
