@@ -416,14 +416,15 @@ def report_command(
 @app.command("ship")
 def ship_command(
     folder: RunFolder,
-    out: Annotated[Path, typer.Option(help="The archive, a .tar.xz.")] = Path(
-        "shipped/example.tar.xz"
-    ),
+    out: Annotated[
+        Path | None, typer.Option(help="The archive. [default: RUN.tar.xz, beside the run]")
+    ] = None,
 ) -> None:
     """Pack what `imagine` and `play` need of a finished run into one small archive."""
     from runs import Run
     from ship import ENDING, card_of, ship
 
+    out = out or folder.absolute().with_name(f"{folder.absolute().name}{ENDING}")
     if not out.name.endswith(ENDING) or out.name.removesuffix(ENDING) in ("", ".", ".."):
         raise ValueError(f"--out: got {str(out)!r}; expected a file named NAME{ENDING}")
     run = Run.open(folder)

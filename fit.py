@@ -13,7 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,8 +124,11 @@ def device_of(part: nn.Module) -> torch.device:
     return next(part.parameters()).device
 
 
-def bf16_autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
-    """Autocast to bfloat16 where it is wanted and the device computes in it; else a no-op."""
+def bf16_autocast(device: torch.device, wanted: bool = True) -> AbstractContextManager:
+    """Autocast to bfloat16 where it is wanted and the device computes in it; else in full, also
+    inside of an autocast."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
     able = torch.cpu.get_capabilities()
     fast = {
         "cpu": bool(able.get("avx512_bf16") or able.get("amx_bf16")),

@@ -22,6 +22,7 @@ Symbols: N pictures, H, W pixels, f pixels of a latent's side, c its channels, n
 from __future__ import annotations
 
 import importlib.util
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -228,7 +229,7 @@ class Frozen(nn.Module):
         return self
 
 
-def in_float32(x: torch.Tensor) -> torch.autocast:
+def in_float32(x: torch.Tensor) -> AbstractContextManager:
     """Without the autocast to bfloat16 that training and imagination are in."""
     return bf16_autocast(x.device, wanted=False)
 

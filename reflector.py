@@ -121,7 +121,7 @@ class Reflector(nn.Module):
         `policy.random_shift`; landmarks: of the first frames, if they are known already."""
         numbers = (state - self.middle) / self.spread
         if self.frozen:  # three pictures in one prompt
-            return self.head(torch.cat([self.vlm(frames, tokens), numbers], dim=1)).squeeze(-1)
+            return self._judged(torch.cat([self.vlm(frames, tokens), numbers], dim=1))
         first, previous, current = frames.split(3, dim=1)
         # What changed is the question, so changes are what the encoder sees beside the frame.
         picture = torch.cat([current, current - first, current - previous], dim=1)
@@ -129,7 +129,12 @@ class Reflector(nn.Module):
         if landmarks is None:
             landmarks = self.landmarks(first, mean_word(self.vlm.words, tokens))
         numbers = torch.cat([numbers, from_the_hand(landmarks, hand)], dim=1)
-        return self.head(self.vlm(picture, tokens, numbers, hand)).squeeze(-1)
+        return self._judged(self.vlm(picture, tokens, numbers, hand))
+
+    def _judged(self, features: torch.Tensor) -> torch.Tensor:
+        """The head, in full: in bfloat16 R would have some hundred values, and rollouts ties."""
+        with bf16_autocast(features.device, wanted=False):
+            return self.head(features.float()).squeeze(-1)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """Binary cross-entropy on {"frames" (B, 3, H, W, 3) uint8, "tokens" (B, L),
@@ -158,7 +163,7 @@ class Reflector(nn.Module):
             return None
         device = device_of(self)
         picture = stack_frames(first.to(device)[:, None])
-        with bf16_autocast(device):
+        with bf16_autocast(device):  # as it is trained
             return self.landmarks(picture, mean_word(self.vlm.words, tokens.to(device)))
 
     @torch.no_grad()
@@ -177,8 +182,8 @@ class Reflector(nn.Module):
         """
         device = device_of(self)
         frames, tokens, state = (x.to(device) for x in (frames, tokens, state))
-        with bf16_autocast(device):
-            logits = self.logits(stack_frames(frames), tokens, state, landmarks=landmarks).float()
+        with bf16_autocast(device, not self.frozen):  # a frozen VLM has a setting of its own
+            logits = self.logits(stack_frames(frames), tokens, state, landmarks=landmarks)
         return torch.sigmoid(self.platt[0] * logits + self.platt[1])
 
     def dream_eta(self, instruction: str) -> float:

@@ -143,6 +143,8 @@ class Keeper:
         about = {"steps": steps, "random": torch.get_rng_state()}
         if torch.cuda.is_available():
             about["random_cuda"] = torch.cuda.get_rng_state()
+        if torch.backends.mps.is_available():
+            about["random_mps"] = torch.mps.get_rng_state()
         if self.log is not None and self.log.is_file():
             about["log"] = self.log.read_text(errors="replace")  # ours are ASCII
         states = {"own": about, "main": state}
@@ -168,6 +170,8 @@ class Keeper:
         torch.set_rng_state(about["random"])
         if "random_cuda" in about and torch.cuda.is_available():
             torch.cuda.set_rng_state(about["random_cuda"])
+        if "random_mps" in about and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(about["random_mps"])
         for name, thing in self.also.items():
             thing.set_state(self._states[name])
         if self.log is not None and "log" in about and processes.is_main():

@@ -370,12 +370,14 @@ def results_block(summary: dict) -> str:
         ("... success missed, % of starts", "missed_success", 100, 1),
         ('... a dream that always says "success" would agree, %', "agreement_of_yes", 100, 1),
         ("... Cohen's kappa: 0 as often as by chance, 1 always", "kappa", 1, 2),
-        ("`train --demos 5` on two cores, minutes", "train_minutes", 1, 1),
+        ("`train --demos 5` on two cores with bfloat16, minutes", "train_minutes", 1, 1),
         ("... peak memory, GiB", "train_peak_gib", 1, 1),
     ):
         lines.append(f"| {label} | {cell(key, scale, digits)} |")
     lines += ["", "Mean over seeds, Student's 95 % interval, n seeds; `results/summary.json`."]
-    lines += ["Real episodes: demonstrations and evaluation apart, mean over the same seeds."]
+    lines += [
+        "Real episodes do not count demonstrations and evaluation; means over the row's seeds."
+    ]
     return "\n".join(lines)
 
 

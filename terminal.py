@@ -123,8 +123,8 @@ class OneLineErrors(TyperGroup):
         """Run a command and leave with 0, 2 (bad input) or 130 (interrupted)."""
         words = sys.argv[1:] if args is None else args
         extra["standalone_mode"] = False  # errors come here instead of being printed by Typer
-        if processes.launched() == 1:  # `kill` ends a command as Ctrl-C does: it tidies up
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and processes.launched() == 1:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up, as Ctrl-C does
         for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show ends no command
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")

@@ -342,7 +342,7 @@ def stage_calibrate(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     if not config.probes or config.stop_rule != "real":
         return {"line": "no real episodes: one eta for all tasks", "ledger": {}, "etas": {}}
     camera = demos.camera_of(run.episodes_folder)
-    policy = run.policy(_loop_begins_with(run, number))
+    policy = run.policy(loop_begins_with(run, number))
     starts = probe_starts(config.tasks, config.probes, config.seed, skipped=number * config.probes)
     episodes = demos.play(real.open(), starts, policy.act, "evaluation", after_success=0)
     world = open_loop(run, run.simulator(camera), len(starts), start_frames(episodes))
@@ -444,7 +444,8 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     config = run.config
     demonstrations, exploration, camera = sources(run)
     training, kept = held_out(exploration)
-    fitted, calibration = held_out(training, 4) if config.extra_data else ([], demonstrations)
+    fitted, calibration = held_out(training, 4) if config.extra_data else ([], [])
+    calibration = calibration or demonstrations
     if number == 1:
         reflector, settings = Reflector(config.reflector), config.reflector_fit
         reflector.hand.look_through(camera)
@@ -473,7 +474,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     """LOOP from dream BC of the same round, in the dream, or from SFT, in reality; leaves the
     checkpoint "policy"."""
     config = run.config
-    policy = run.policy(_loop_begins_with(run, number))
+    policy = run.policy(loop_begins_with(run, number))
     gauge, also = None, {"real": real}
     env: Any  # VecRealEnv or WorldEnv
     if config.rl_env == "real":
@@ -483,7 +484,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
         parts = run.simulator(camera), run.reflector()
         known = start_frames(demonstrations + exploration)
         env = WorldEnv(*parts, known, config.slots // processes.world(), config.env)
-        if config.probes:
+        if config.probes or config.stop_rule == "novelty":
             gauge = _gauge(run, parts, real, demonstrations, exploration)
         draw = known_starts(config.tasks, config.seed, known, gauge)
         also |= {"env": env} | ({"gauge": gauge} if gauge else {})
@@ -531,7 +532,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     return {"line": line, "ledger": ledger, **result}
 
 
-def _loop_begins_with(run: Run, number: int) -> str:
+def loop_begins_with(run: Run, number: int) -> str:
     """The policy's name: dream BC of the round; in the real simulator SFT."""
     return "sft" if run.config.rl_env == "real" else _named(IMITATION[-1], number)
 

@@ -13,8 +13,7 @@ against it.
                       reality? The direction in which LOOP would move the policy (pushes.py)
     6 gauge           while LOOP ran, did the dream's promises come true? Which policy does either
                       stop rule keep, and would the dream have chosen the best (gauge.py)
-    7 signal          in how many iterations could LOOP learn hardly anything, and why
-                      (ppo.no_signal)
+    7 signal          in how many iterations LOOP could learn hardly anything, and why (ppo.py)
     8 ledger          what the run has spent, and what `trust` itself played: real episodes and
                       imagined frames
 
@@ -63,7 +62,7 @@ from report import gauge_report, warnings_of, warnings_words, what_is_missing, w
 from runs import BadRun, Run
 from tasks import Start
 from terminal import COPY, new_files
-from train import explored_first, held_out, sources
+from train import explored_first, held_out, loop_begins_with, sources
 from vecenv import VecRealEnv
 from worldenv import WorldEnv
 
@@ -418,10 +417,11 @@ def trust(run: Run, starts_per_task: int, say: Callable[[str], None], split: str
 
 def _policies(run: Run) -> tuple[dict[str, Policy], Policy]:
     """(by name those that are played, what LOOP begins with). If LOOP kept that, it plays once."""
-    names = ("sft", "dream_bc", "policy")
-    policies = {n: run.policy(n) for n in names if n == "sft" or run.checkpoint(n).is_file()}
+    files = {"sft": "sft", "dream_bc": loop_begins_with(run, run.config.rounds), "policy": "policy"}
+    found = {n: x for n, x in files.items() if n == "sft" or run.checkpoint(x).is_file()}
+    policies = {name: run.policy(file) for name, file in found.items()}
     begins = policies.get("dream_bc", policies["sft"])
-    if len(policies) == 3 and same_parts(*map(run.checkpoint, names[1:])):
+    if len(found) == 3 and same_parts(*map(run.checkpoint, [found["dream_bc"], "policy"])):
         del policies["dream_bc"]
     return policies, begins
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -30,6 +31,7 @@ from tasks import DEFAULT_SUITE, SPLITS, ChunkedEnv, EnvConfig, RealEnv, Start, 
 # honest wait is the first reset: it builds an environment per task and draws the first frames.
 PATIENCE = 1800.0
 LOOK = 1.0  # seconds between two looks at whether it lives
+ENDINGS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C and `kill`
 
 
 def make_env(task: str, config: EnvConfig) -> ChunkedEnv:
@@ -45,8 +47,10 @@ def _worker(pipe, config: EnvConfig) -> None:
     It keeps one MuJoCo environment (and renderer) per task and swaps slots in and out with
     snapshots, so that 64 slots cost no more memory than one environment per task.
     """
-    # Ctrl-C reaches every process of the terminal: the main one ends the workers by their pipes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of the terminal, and SIGTERM may reach a whole group: the main
+    # process ends the workers by their pipes.
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = os.environ["LP_NUM_THREADS"] = "1"
     envs: dict[str, ChunkedEnv] = {}
     task_of: dict[int, str] = {}
@@ -109,17 +113,24 @@ def _worker(pipe, config: EnvConfig) -> None:
 
 
 @contextlib.contextmanager
-def _ignoring_ctrl_c() -> Iterator[None]:
-    """A process that is started inside ignores Ctrl-C from its first moment on, also while it still
-    imports what `_worker` needs. (Only the main thread may say so.)"""
+def _ignoring_endings() -> Iterator[None]:
+    """A process that is started inside ignores ENDINGS from its first moment on, also while it
+    still imports what `_worker` needs. (Only the main thread may say so.)"""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _kill_all(workers: list) -> None:
+    """End workers that nobody has closed."""
+    for worker in workers:
+        worker.kill()
 
 
 class VecRealEnv(gymnasium.vector.VectorEnv):
@@ -157,11 +168,13 @@ class VecRealEnv(gymnasium.vector.VectorEnv):
         for _ in range(min(workers or processes.own_cores(), num_envs)):
             ours, theirs = context.Pipe()
             process = context.Process(target=_worker, args=(theirs, self.config), daemon=True)
-            with _ignoring_ctrl_c():
+            with _ignoring_endings():
                 process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        # Python's own end would send them SIGTERM, which they ignore, and wait.
+        multiprocessing.util.Finalize(self, _kill_all, (self._processes,), exitpriority=1)
 
     def _ask(self, jobs: list[tuple]) -> dict[int, Any]:
         """Send (command, slot, argument) jobs to the workers that own the slots;

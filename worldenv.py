@@ -237,8 +237,8 @@ class WorldEnv(gymnasium.vector.VectorEnv):
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, up to a GiB, where its C library can be told
-    so (glibc). By itself it hands the pictures of one decision, tens of MB, back to the system and
+    """Let this process keep more of the memory that it frees, where its C library can be told so
+    (glibc). By itself it hands the pictures of one decision, tens of MB, back to the system and
     fetches them anew for the next, page by page: a tenth of an imagined decision [measured here].
     """
     library = ctypes.CDLL(None)

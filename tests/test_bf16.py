@@ -55,6 +55,22 @@ def test_dreamt_frames_agree():
     assert 0 < off.mean() < GREY
 
 
+def test_rewards_agree():
+    """R of a reflector in both; it keeps the digits of its last layer, so that rows do not tie."""
+    torch.manual_seed(0)
+    reflector = Reflector(ReflectorConfig(size=SIZE, width=32)).eval()
+    reflector.head.weight.data.mul_(5)  # R from .1 to .9
+    frames = torch.randint(0, 256, (64, 3, SIZE, SIZE, 3)).to(torch.uint8)
+    tokens, state = torch.randint(1, 50, (64, 5)), torch.rand(64, 4)
+    rewards = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with computing_in(dtype, reflector.vlm):
+            rewards[dtype] = reflector.reward(frames, tokens, state)
+    off = (rewards[torch.float32] - rewards[torch.bfloat16]).abs()
+    assert rewards[torch.float32].std() > 0.1 and 0 < off.mean() < 0.01
+    assert len(set(rewards[torch.bfloat16].tolist())) == 64
+
+
 def test_dreamt_states_are_the_same_bits():
     """Over whole dreams: kinematics are outside of the autocast, since their errors add up."""
     torch.manual_seed(0)

@@ -576,14 +576,19 @@ def test_interruption(here, monkeypatch):
 
 
 @linux_only
-def test_a_command_that_is_ended_tidies_up(here):
-    """`kill` (SIGTERM): nothing half-written stays, and the code is that of an interruption."""
+@pytest.mark.parametrize("group", [False, True])
+def test_a_command_that_is_ended_tidies_up(here, group):
+    """`kill` (SIGTERM), of the command or of all its processes, as `timeout` and job schedulers do:
+    nothing half-written stays, and the code is that of an interruption."""
     command = [sys.executable, CLI, "demos", "collect", "new", "--tasks", "reach", "--demos", "50"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     began = time.monotonic()
     while not list(here.glob(".worldenv-*")) and time.monotonic() - began < STAGE_TIMEOUT:
         time.sleep(0.05)
-    child.terminate()
+    time.sleep(2)  # workers are starting, or play
+    (os.killpg if group else os.kill)(child.pid, signal.SIGTERM)
     _, told = child.communicate(timeout=STAGE_TIMEOUT)
     assert child.returncode == 130
     assert told.endswith("interrupted; the same command begins anew\n")

@@ -385,11 +385,13 @@ def test_a_second_signal_ends_at_once(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_workers_ignore_ctrl_c_while_they_start():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_ignore_endings_while_they_start(number):
+    """Ctrl-C reaches every process of a terminal, and `timeout` sends SIGTERM to a whole group."""
     env = VecRealEnv(1, preset("debug").env, workers=1)
     try:
         for _ in range(20):
-            os.kill(env._processes[0].pid, signal.SIGINT)
+            os.kill(env._processes[0].pid, number)
             time.sleep(0.05)
         env.reset(options={"starts": [Start("reach", 0)]})
     finally:

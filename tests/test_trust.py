@@ -516,6 +516,19 @@ def scripted_run(folder, judge) -> SimpleNamespace:
     )
 
 
+def test_what_loop_begins_with_in_the_last_round(tmp_path):
+    """Branches are of its dream BC, not of the first round's."""
+    config = SimpleNamespace(rl_env="dream", rounds=2)
+    run = SimpleNamespace(
+        config=config, checkpoint=lambda name: tmp_path / f"{name}.safetensors", policy=str.upper
+    )
+    for name in ("dream_bc", "dream_bc_2", "policy"):
+        save_part(run.checkpoint(name), torch.nn.Linear(2, 2), {})
+    policies, begins = trust._policies(run)
+    assert begins == "DREAM_BC_2"
+    assert policies == {"sft": "SFT", "dream_bc": "DREAM_BC_2", "policy": "POLICY"}
+
+
 def test_trust_writes_all_of_it(tmp_path, monkeypatch):
     """A dream in which nothing moves misses every success of the better policy."""
     realities = []
