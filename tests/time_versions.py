@@ -33,7 +33,9 @@ def imagine(folder: str) -> None:
     camera = Camera((0.0, 0.0, 1.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), 42.0, config.env.size)
     parts = bench.build(config, episodes, camera)
     work = bench.imagined(parts, parts.world(bench.BATCH), config.simulator.sampling_steps)
-    work.do(DECISIONS)
+    for _ in range(3):  # until memory has settled
+        work.do(DECISIONS)
+    print("ready", flush=True)
     for _ in sys.stdin:
         print(work.each * DECISIONS / work.do(DECISIONS), flush=True)
 
@@ -56,6 +58,8 @@ def compare(old: Path, new: Path) -> dict:
         )
         for folder in (old, new)
     ]  # fmt: skip
+    for process in processes:  # both, before either is timed
+        process.stdout.readline()
     rates = np.array([[turn(process) for process in processes] for _ in range(TURNS)])
     for process in processes:
         process.stdin.close()
