@@ -376,7 +376,7 @@ def results_block(summary: dict) -> str:
         lines.append(f"| {label} | {cell(key, scale, digits)} |")
     lines += ["", "Mean over seeds, Student's 95 % interval, n seeds; `results/summary.json`."]
     lines += [
-        "Real episodes do not count demonstrations and evaluation; means over the row's seeds."
+        "Of real episodes demonstrations and evaluation are not counted; means over a row's seeds."
     ]
     return "\n".join(lines)
 
