@@ -28,7 +28,7 @@ AGAIN = "delete it, take its stage out of stages.json, and train again"
 
 
 # What it raises to work with a record that has something else in the place of what is expected.
-SPOILED = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
+SPOILED = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StopIteration)
 
 
 class BadRun(ValueError):

@@ -247,11 +247,21 @@ def unfolded(metadata, wanted: list[str]) -> int:
     return size
 
 
+def values(column, where: str | Path) -> list:
+    """What an arrow column, or a whole table, holds, as Python has it; BadEpisodes where Python has
+    no such thing: text that is no UTF-8, a day after the year 9999."""
+    try:
+        return column.to_pylist()
+    except (ValueError, TypeError, OverflowError, package("pyarrow").ArrowException) as error:
+        raise BadEpisodes(f"{where}: not readable ({error}); {ANEW}") from error
+
+
 def numbers(table, name: str, where: str) -> np.ndarray:
     """A column of numbers, or of lists of equal length, as float64 (N,) or (N, D)."""
+    cells = values(table[name], where)
     try:
-        return np.array(table[name].to_pylist(), np.float64)
-    except (ValueError, TypeError) as error:
+        return np.array(cells, np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
         raise BadEpisodes(f"{where}: {name} is not numeric ({error}); {ANEW}") from error
 
 
@@ -264,11 +274,7 @@ def lerobot_tasks(folder: Path) -> dict[str, str]:
     names = [name for name in table.column_names if name != "task_index"]
     if not names:
         raise BadEpisodes(f"{path}: no column task; expected the instructions; {ANEW}")
-    try:
-        columns = (map(str, table[name].to_pylist()) for name in ("task_index", names[0]))
-        return dict(zip(*columns))
-    except ValueError as error:  # bytes that are no UTF-8
-        raise BadEpisodes(f"{path}: not readable ({error}); {ANEW}") from error
+    return dict(zip(*(map(str, values(table[name], path)) for name in ("task_index", names[0]))))
 
 
 def lerobot_camera(folder: Path, info: dict, how: Recording) -> str:
@@ -299,8 +305,9 @@ def lerobot_episodes(folder: Path, video: str) -> list[dict]:
         columns += [f"videos/{video}/from_timestamp"]
     optional = tuple(f"{OURS}/{name}" for name in ("task", "seed", "source", "start_success"))
     files = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
-    tables = [parquet(path, columns, optional, MOST_EPISODES) for path in files]
-    rows = [row for table in tables for row in table.to_pylist()]
+    rows = []
+    for path in files:
+        rows += values(parquet(path, columns, optional, MOST_EPISODES), path)
     if not rows or any(row[name] is None for row in rows for name in columns):
         raise BadEpisodes(
             f"{folder / 'meta' / 'episodes'}: no episodes, or incomplete ones; expected "
@@ -313,6 +320,12 @@ def lerobot_episodes(folder: Path, video: str) -> list[dict]:
         raise BadEpisodes(
             f"{folder / 'meta' / 'episodes'}: not numbers ({error}); {ANEW}"
         ) from error
+    numbered = [row["episode_index"] for row in rows]
+    if len(set(numbered)) < len(rows):
+        raise BadEpisodes(
+            f"{folder / 'meta' / 'episodes'}: an episode stands there twice; expected each once; "
+            f"{ANEW}"
+        )
     return sorted(rows, key=lambda row: row["episode_index"])
 
 
@@ -346,7 +359,7 @@ def read_lerobot(
                 "recordings; do not use this data set"
             )
         frames = picture_source(folder, info, camera, row, rows)
-        text = how.instruction or tasks.get(str(rows["task_index"][0].as_py()))
+        text = how.instruction or tasks.get(str(values(rows["task_index"], where)[0]))
         if text is None:
             raise BadEpisodes(f"{where}: its task is not in meta/tasks.parquet; {ANEW}")
         yield lerobot_episode(where, rows, frames, text, row, how, ours)
@@ -358,7 +371,7 @@ def rows_of(table, row: dict, where: str):
     try:
         rows = table.filter(compute.equal(table["episode_index"], row["episode_index"]))
         rows = rows.sort_by("frame_index")
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, TypeError, OverflowError) as error:
         raise BadEpisodes(f"{where}: its indices are no numbers ({error}); {ANEW}") from error
     if len(rows) != row["length"] or not len(rows):
         raise BadEpisodes(f"{where}: {len(rows)} rows; expected {row['length']}; {ANEW}")
@@ -401,8 +414,8 @@ def picture_source(folder: Path, info: dict, camera: str, row: dict, rows):
     feature = info["features"][camera]
     shape = tuple(feature["shape"])
     if feature["dtype"] == "image":
-        cells = rows[camera]
-        return lambda at: (png(cells[n].as_py(), shape, f"{folder}: {camera}") for n in at)
+        cells, where = rows[camera], f"{folder}: {camera}"
+        return lambda at: (png(values(cells[n : n + 1], where)[0], shape, where) for n in at)
     indices = {name: row[f"videos/{camera}/{name}"] for name in ("chunk_index", "file_index")}
     path = inside(folder, info.get("video_path") or VIDEO_PATH, video_key=camera, **indices)
     start, fps = row[f"videos/{camera}/from_timestamp"], float(info["fps"])

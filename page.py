@@ -121,7 +121,13 @@ def _image(tokens, index: int, options, env) -> str:
     if content is None:
         return f"<em>(no picture: {alt})</em>"
     if name.endswith(".gif"):
-        film, on_paper = _film(content)
+        from PIL import Image
+
+        damaged = (OSError, ValueError, LookupError, SyntaxError, EOFError)
+        try:
+            film, on_paper = _film(content)
+        except (*damaged, Image.DecompressionBombError):
+            return f"<em>(no picture, its file is damaged: {alt})</em>"
         return _img("film", "gif", film, alt) + _img("paper", "png", on_paper, alt)
     # A PNG's width is in its header. Contact sheets and panels are wider than a chart.
     width = int.from_bytes(content[16:20], "big")
@@ -140,6 +146,8 @@ def _film(content: bytes) -> tuple[bytes, bytes]:
     """(a GIF of at most FILM_WIDTH, a PNG of some of its frames side by side)."""
     import imageio.v3 as imageio
 
+    if not content.startswith(b"GIF8"):
+        raise ValueError("no GIF")
     frames = imageio.imread(content, extension=".gif", index=None)[..., :3]  # (T, H, W, 3)
     stride = -(-frames.shape[2] // FILM_WIDTH)
     if stride > 1:

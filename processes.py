@@ -52,8 +52,14 @@ _state: Any = None  # accelerate's PartialState; None where there is one process
 
 
 def launched() -> int:
-    """How many processes a launcher has started this program in; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    """How many processes a launcher has started this program in; 1 without a launcher. ValueError
+    where what it has said makes no sense."""
+    if "LOCAL_RANK" not in os.environ:
+        return 1
+    said = os.environ.get("WORLD_SIZE", "1")
+    if not (said.isascii() and said.isdigit() and int(said)):
+        raise ValueError(f"WORLD_SIZE: got {said!r}; expected a number of processes; unset it")
+    return int(said)
 
 
 def check_command(command: str | None) -> None:

@@ -166,7 +166,9 @@ def to_episode(
             f"{where}: states {list(state.shape)}, actions {list(action.shape)}; expected (N, S) "
             "and (N, A) with N of 2 or more, S and A of 1 or more; leave this episode out"
         )
-    if not (np.isfinite(state).all() and np.isfinite(action).all()):
+    with np.errstate(over="ignore"):  # a number that float32 cannot hold is infinite in it
+        finite = np.isfinite(np.float32(state)).all() and np.isfinite(np.float32(action)).all()
+    if not finite:
         raise BadEpisodes(f"{where}: NaN or infinite values; expected numbers; leave it out")
     if np.abs(action).max() > 1.0:
         raise BadEpisodes(

@@ -52,7 +52,7 @@ def write_report(run: Run) -> Path:
     for name, chart in charts.items():
         (run.folder / "pictures").mkdir(exist_ok=True)
         write_atomically(run.folder / "pictures" / name, chart)
-    page = html_page(text, lambda name: _bytes(run.folder / name))
+    page = html_page(text, lambda name: _bytes(run.folder, name))
     write_atomically(path.with_suffix(".html"), page.encode())
     write_atomically(path, encoded)
     return path
@@ -79,7 +79,7 @@ def what_is_missing(folders: list[Path]) -> Iterator[None]:
     except BadRun:
         raise
     except SPOILED as error:
-        what = f"has no {error}" if isinstance(error, KeyError) else f"is spoiled ({error!r})"
+        what = f"has no {error}" if isinstance(error, KeyError) else f"is spoiled ({error!r:.200})"
         raise BadRun(
             f"{', '.join(map(str, folders))}: a stages.json {what}; expected what `train` "
             "of this version writes; report it with the version that trained it, or train again"
@@ -100,8 +100,11 @@ def _charts(run: Run) -> dict[str, bytes]:
     return found
 
 
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+def _bytes(folder: Path, name: str) -> bytes | None:
+    """One of the run's own pictures; a spoiled record may name any file of this machine."""
+    path = (folder / name).resolve()
+    own = [(folder / place).resolve() for place in ("pictures", "trust")]
+    return path.read_bytes() if path.parent in own and path.is_file() else None
 
 
 def _judged(results: dict) -> list[str]:
@@ -186,7 +189,12 @@ def _cost(run: Run) -> list[str]:
     if not done:
         return []
     rows = [
-        [name, f"{stage['seconds']:.0f} s", f"{stage['peak_gib']:.1f} GiB", stage.get("line", "")]
+        [
+            name,
+            f"{stage['seconds']:.0f} s",
+            f"{stage['peak_gib']:.1f} GiB",
+            plain(stage.get("line", "")),
+        ]
         for name, stage in done
     ]
     seconds = sum(stage["seconds"] for _, stage in done)
@@ -373,7 +381,7 @@ def _gauge(run: Run) -> list[str]:
         ]
     lines += [f"The policy after {found['kept']} iterations was kept."]
     if warning := _last(run, "rl").get("warning"):
-        lines += ["", f"**Warning: {warning}.**"]
+        lines += ["", f"**Warning: {plain(warning)}.**"]
     agreed = kept_agreement(run)
     where = "the test starts" if final_agreement(run) else "the gauge's starts"
     title = f"The kept policy, from {where}"
@@ -529,7 +537,7 @@ def _versions(run: Run) -> list[str]:
     recorded = stage.get("versions")  # runs of an earlier version did not record them
     packages = recorded or f"{versions()} (installed now; the run did not record its own)"
     hardware = plain(stage.get("hardware", "recorded by the evaluate stage"))
-    return ["## Versions and hardware", "", f"{packages}.", "", f"Hardware: {hardware}."]
+    return ["## Versions and hardware", "", f"{plain(packages)}.", "", f"Hardware: {hardware}."]
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:

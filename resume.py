@@ -305,12 +305,15 @@ def finishing_steps() -> Iterator[None]:
 
 @contextmanager
 def _on_signals(handler) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM so; the handlers of before come back. Python allows that in the
-    main thread; of several processes the launcher's signals mean something else (processes.py)."""
+    """Handle SIGINT, SIGTERM and SIGHUP so; the handlers of before come back. Python allows that in
+    the main thread; of several processes the launcher's signals mean something else (processes.py).
+    What was ignored before (`nohup`) stays so."""
     if threading.current_thread() is not threading.main_thread() or processes.launched() > 1:
         yield
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ def reading_results(path: Path, remedy: str) -> Iterator[None]:
         raise
     except SPOILED as error:
         raise BadRun(
-            f"{path}: not readable ({error!r}); expected what this version writes; {remedy}"
+            f"{path}: not readable ({error!r:.200}); expected what this version writes; {remedy}"
         ) from error
 
 
@@ -103,7 +103,7 @@ def _record(path: Path) -> dict:
     """One of results/runs/*.json; BadRun where it cannot be summed up."""
     with reading_results(path, "delete it, and add its run again: python cli.py summary RUN"):
         record = parse_json(path.read_bytes())
-        _sums([record])
+        json.dumps(_sums([record]), allow_nan=False)
     return record
 
 
@@ -128,7 +128,9 @@ def summarize_runs(results: Path) -> dict:
     """results/runs/*.json, those of Meta-World -> results/summary.json: one flat object,
     every value with interval, n, command and commit. BadRun for a file that is spoiled."""
     summary = _sums_of_all(results)
-    write_atomically(results / "summary.json", json.dumps(summary, indent=1).encode())
+    write_atomically(
+        results / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode()
+    )
     return summary
 
 

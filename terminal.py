@@ -73,6 +73,8 @@ def explain(error: Exception) -> str | None:
         return f"{error.format_message().rstrip('.')}; see: {path} --help"
     if isinstance(error, ModuleNotFoundError):
         return f"{error}; expected the packages of requirements.txt; run: make setup"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}; expected room for some dozens; raise the limit: ulimit -n 1024"
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = error.filename or "the disk"
         remedy = "free some space" if error.errno in FULL else "check the path and its permissions"
@@ -113,7 +115,17 @@ def check_words(words: list[str]) -> None:
     are to open it then say that it is damaged, or that it is not there."""
     for word in words:
         if re.search(r"[\ud800-\udfff]", word):  # how Python holds bytes that are not UTF-8
-            raise ValueError(f"{word}: got a name that is not UTF-8; expected one; rename it")
+            raise ValueError(
+                f"{word}: not UTF-8; expected a name or a text that is; rename it, or type it anew"
+            )
+
+
+def tidy_when_ended() -> None:
+    """`kill` and a terminal that is closed end a command as Ctrl-C does. (`nohup` has asked to be
+    left alone.)"""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 class OneLineErrors(TyperGroup):
@@ -123,13 +135,15 @@ class OneLineErrors(TyperGroup):
         """Run a command and leave with 0, 2 (bad input) or 130 (interrupted)."""
         words = sys.argv[1:] if args is None else args
         extra["standalone_mode"] = False  # errors come here instead of being printed by Typer
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and processes.launched() == 1:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up, as Ctrl-C does
+        # The kernel of a notebook gives its children a way to draw that only it has.
+        os.environ["MPLBACKEND"] = "agg"
         for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show ends no command
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
             check_words(words)
+            if processes.launched() == 1:
+                tidy_when_ended()
             code = super().main(args, prog_name or f"python {Path(sys.argv[0]).name}", **extra)
         except Exception as error:
             line = explain(error)
@@ -185,11 +199,13 @@ def check_files(*paths: Path) -> None:
     for path in paths:
         if path.is_dir():
             raise ValueError(f"{path}: got a folder; expected a file; choose another --out")
-        if (path.parent / "config.json").exists():
-            raise ValueError(
-                f"{path}: {path.parent} is a run's folder; expected a place where no file of a run "
-                "is replaced; choose another --out"
-            )
+        parent, *above = path.absolute().parents
+        for run in (parent, *(p for p in above if (p / "stages.json").exists())):
+            if (run / "config.json").exists():
+                raise ValueError(
+                    f"{path}: {run} is a run's folder; expected a place where no file of a run is "
+                    "replaced; choose another --out"
+                )
 
 
 def check_new(folder: Path) -> None:

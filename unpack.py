@@ -59,9 +59,12 @@ def unpack(archive: Path, folder: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         for path, content in new.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    except OSError:
+            begun = path.with_name(f".{path.name}.part")  # whole or not at all under its own name
+            begun.write_bytes(content)
+            begun.replace(path)
+    except BaseException:  # also Ctrl-C
         for path in new:
+            path.with_name(f".{path.name}.part").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         raise
 
@@ -97,7 +100,13 @@ def main(words: list[str]) -> int:
     except FileNotFoundError as error:
         print(f"error: {error.filename}: not there; expected it; check the path", file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        print("interrupted; the same command begins anew", file=sys.stderr)
+        return 130
+    except MemoryError:
+        print("error: out of memory; expected some 300 MB; close other programs", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0

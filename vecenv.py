@@ -31,7 +31,7 @@ from tasks import DEFAULT_SUITE, SPLITS, ChunkedEnv, EnvConfig, RealEnv, Start, 
 # honest wait is the first reset: it builds an environment per task and draws the first frames.
 PATIENCE = 1800.0
 LOOK = 1.0  # seconds between two looks at whether it lives
-ENDINGS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C and `kill`
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, `kill`, a closed terminal
 
 
 def make_env(task: str, config: EnvConfig) -> ChunkedEnv:

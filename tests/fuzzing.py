@@ -630,7 +630,13 @@ def odd_column(data: st.DataObject, arrow, count: int):
         [{"bytes": None, "path": None}] * count, [[[1.0]]] * count, list(range(count)),
         [{"a": 1}] * count, [[2.0, 3.0, 4.0, 5.0]] * count, [[float("inf")] * 4] * count,
     ]  # fmt: skip
-    return arrow.array(data.draw(st.sampled_from(odd)))
+    late, us = 2**62, arrow.timestamp("us")  # long after the year 9999, the last that Python knows
+    typed = [
+        ([2**31 - 1], arrow.date32()), ([late], us), ([1], arrow.timestamp("ns")),
+        ([late], arrow.duration("us")), ([2**64 - 1], arrow.uint64()), ([1], arrow.decimal128(38)),
+    ]  # fmt: skip
+    drawn = data.draw(st.sampled_from([(values, None) for values in odd] + typed))
+    return arrow.array(drawn[0] * (count if drawn[1] else 1), drawn[1])
 
 
 def table_mutated(data: st.DataObject, path: Path) -> None:

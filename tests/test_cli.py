@@ -4,6 +4,7 @@ Bad input must cost nothing: one line that says what to do, exit code 2, every f
 The long tests share one debug run, which is killed after its second stage and then resumed.
 """
 
+import errno
 import json
 import os
 import platform
@@ -576,10 +577,12 @@ def test_interruption(here, monkeypatch):
 
 
 @linux_only
-@pytest.mark.parametrize("group", [False, True])
-def test_a_command_that_is_ended_tidies_up(here, group):
-    """`kill` (SIGTERM), of the command or of all its processes, as `timeout` and job schedulers do:
-    nothing half-written stays, and the code is that of an interruption."""
+@pytest.mark.parametrize(
+    "number, group", [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, True)]
+)
+def test_a_command_that_is_ended_tidies_up(here, number, group):
+    """`kill`, of the command or of all its processes, as `timeout` and job schedulers do, and a
+    terminal that is closed: nothing half-written stays, and the code is that of an interruption."""
     command = [sys.executable, CLI, "demos", "collect", "new", "--tasks", "reach", "--demos", "50"]
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -588,11 +591,25 @@ def test_a_command_that_is_ended_tidies_up(here, group):
     while not list(here.glob(".worldenv-*")) and time.monotonic() - began < STAGE_TIMEOUT:
         time.sleep(0.05)
     time.sleep(2)  # workers are starting, or play
-    (os.killpg if group else os.kill)(child.pid, signal.SIGTERM)
+    (os.killpg if group else os.kill)(child.pid, number)
     _, told = child.communicate(timeout=STAGE_TIMEOUT)
     assert child.returncode == 130
     assert told.endswith("interrupted; the same command begins anew\n")
     assert tree(here) == {} and not list(here.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_are_told(number):
+    told = terminal.explain(OSError(number, os.strerror(number)))
+    assert os.strerror(number) in told and told.endswith("ulimit -n 1024")
+
+
+def test_pictures_are_drawn_below_a_notebook_too(here):
+    """Its kernel tells all children to draw by a package that only it has."""
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_none"}
+    make_episodes(here / "good")
+    done = in_shell("demos", "inspect", "good", "--out", "new", env=environment)
+    assert done.returncode == 0 and list((here / "new").glob("*.png")), done.stderr
 
 
 def test_traceback_on_demand(here, monkeypatch):
@@ -858,7 +875,8 @@ def test_what_is_there_is_not_replaced_by_a_shipped_run(debug_run, here):
     before = tree(here)
     told = in_process("ship", "run", "--out", "README.tar.xz")
     assert_one_line(told, "README.md: not the card", "another --out")
-    assert_one_line(in_process("ship", "run", "--out", "run/run.tar.xz"), "run's folder")
+    for inside in ("run/run.tar.xz", "run/checkpoints/run.tar.xz"):
+        assert_one_line(in_process("ship", "run", "--out", inside), "run's folder")
     assert tree(here) == before
     for _ in range(2):
         assert in_process("ship", "run", "--out", "small.tar.xz").exit_code == 0

@@ -261,6 +261,14 @@ def test_every_preset_says_what_divides_it():
         assert math.gcd(*sizes.values()) % {"gpu": 8, "paper": 8}.get(name, 2) == 0, sizes
 
 
+@pytest.mark.parametrize("said", ["", "abc", "0", "-1", "1.5"])
+def test_a_launcher_that_says_nonsense(monkeypatch, said):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", said)
+    with pytest.raises(ValueError, match=f"WORLD_SIZE: got '{said}'; expected.*unset it"):
+        processes.launched()
+
+
 @pytest.mark.parametrize("command", ["imagine", "compare", "demos"])
 def test_commands_that_are_not_shared_refuse(monkeypatch, command):
     for name, value in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):

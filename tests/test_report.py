@@ -194,7 +194,36 @@ def test_pictures_are_in_the_page():
     assert (on_paper[:, 320 : 320 + page.GAP] == 255).all()
 
 
+@pytest.mark.parametrize("damage", ["short", "empty", "a picture", "huge"])
+def test_a_damaged_film_is_told_in_its_place(damage):
+    film = np.zeros((7, 10, 96, 3), np.uint8)
+    whole = imageio.imwrite("<bytes>", film, extension=".gif", duration=100, loop=0)
+    content = {
+        "short": whole[:100],
+        "empty": b"",
+        "a picture": imageio.imwrite("<bytes>", film[0], extension=".png"),
+        "huge": whole[:6] + b"\xff\xff\xff\xff" + whole[10:],
+    }[damage]
+    text = page.html_page("# t\n\n![two](a.gif)\n", {"a.gif": content}.get)
+    assert "its file is damaged: two)" in text
+
+
 # --- one run -------------------------------------------------------------------------------------
+
+
+def test_a_spoiled_record_shows_no_other_file(tmp_path):
+    """Neither named in a text of the run, nor by a link among its pictures."""
+    run, secret = finished_run(tmp_path / "run"), tmp_path / "secret.png"
+    secret.write_bytes(b"the user's own, which nobody is to get")
+    run.stages["sft"]["line"] = f"fine ![x](../secret.png) ![y]({secret})"
+    run.stages["rl"]["warning"] = run.stages["evaluate"]["versions"] = "![x](../secret.png)"
+    (run.folder / "stages.json").write_text(json.dumps(run.stages))
+    (run.folder / "pictures").mkdir(exist_ok=True)
+    (run.folder / "pictures" / "demonstrations.png").unlink(missing_ok=True)
+    (run.folder / "pictures" / "demonstrations.png").symlink_to(secret)
+    assert in_process("report", run.folder).exit_code == 0
+    text = (run.folder / "report.html").read_text()
+    assert base64.b64encode(secret.read_bytes()).decode() not in text and "../secret.png" in text
 
 
 def test_page_of_a_run(tmp_path):
@@ -323,7 +352,8 @@ def test_trust_is_in_the_page(tmp_path):
     "stage, key, value, both",
     [
         ("evaluate", "results", None, True), ("evaluate", "results", {"sft": 5}, True),
-        ("rl", "probes", 5, True), ("rl", "history", [3], False),
+        ("evaluate", "results", {"x": {}}, False), ("rl", "history", [3], False),
+        ("rl", "probes", 5, True),
         ("reflector", "generated", "x", False), ("simulator", "line", "\ud800", False),
     ],
 )  # fmt: skip

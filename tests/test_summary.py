@@ -101,6 +101,16 @@ def test_equal_rollouts_come_from_the_comparison(results):
     assert found["simulator_loop_equal_rollouts_real_episodes"]["value"] == row["real_episodes"]
 
 
+def test_a_figure_that_is_no_number_is_not_summed_up(results, tmp_path):
+    record = json.loads((results / "runs" / "dream-0.json").read_text())
+    record["stages"]["evaluate"]["results"]["policy"]["oracle"]["mean"] = float("nan")
+    (results / "runs" / "dream-0.json").write_text(json.dumps(record))
+    before = tree(tmp_path)
+    told = in_process("summary", "--out", results)
+    assert_one_line(told, "dream-0.json", "not readable", "delete")
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     "name", ["fuzz.json", "kills.json", "bench.json", "runs/dream-0.json", "runs/new.json"]
 )
