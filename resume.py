@@ -307,13 +307,13 @@ def finishing_steps() -> Iterator[None]:
 def _on_signals(handler) -> Iterator[None]:
     """Handle SIGINT, SIGTERM and SIGHUP so; the handlers of before come back. Python allows that in
     the main thread; of several processes the launcher's signals mean something else (processes.py).
-    What was ignored before (`nohup`) stays so."""
+    A SIGHUP that is ignored (`nohup`) stays so."""
     if threading.current_thread() is not threading.main_thread() or processes.launched() > 1:
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -135,8 +135,9 @@ class OneLineErrors(TyperGroup):
         """Run a command and leave with 0, 2 (bad input) or 130 (interrupted)."""
         words = sys.argv[1:] if args is None else args
         extra["standalone_mode"] = False  # errors come here instead of being printed by Typer
-        # The kernel of a notebook gives its children a way to draw that only it has.
-        os.environ["MPLBACKEND"] = "agg"
+        if "inline" in os.environ.get("MPLBACKEND", ""):
+            # The kernel of a notebook gives its children a way to draw that only it has.
+            os.environ["MPLBACKEND"] = "agg"
         for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show ends no command
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")

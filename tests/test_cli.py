@@ -585,8 +585,9 @@ def test_a_command_that_is_ended_tidies_up(here, number, group):
     terminal that is closed: nothing half-written stays, and the code is that of an interruption."""
     command = [sys.executable, CLI, "demos", "collect", "new", "--tasks", "reach", "--demos", "50"]
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # also where tests run by nohup
+    )  # fmt: skip
     began = time.monotonic()
     while not list(here.glob(".worldenv-*")) and time.monotonic() - began < STAGE_TIMEOUT:
         time.sleep(0.05)
