@@ -11,6 +11,7 @@ import math
 import platform
 import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 
@@ -485,12 +486,11 @@ def hardware() -> str:
     )
 
 
-def current_commit() -> str:
-    """The short name of the commit that is checked out, or "unknown"."""
+def current_commit(folder: Path | None = None) -> str:
+    """The short name of the commit that is checked out, here or in `folder`, or "unknown"."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
     try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
         return answer.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -359,7 +359,7 @@ def read_lerobot(
                 "recordings; do not use this data set"
             )
         frames = picture_source(folder, info, camera, row, rows)
-        text = how.instruction or tasks.get(str(values(rows["task_index"], where)[0]))
+        text = how.instruction or tasks.get(str(values(rows["task_index"][:1], where)[0]))
         if text is None:
             raise BadEpisodes(f"{where}: its task is not in meta/tasks.parquet; {ANEW}")
         yield lerobot_episode(where, rows, frames, text, row, how, ours)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # nothing heavy at the top: `cli.py --help` loads this file
 # and is noticed at once; this is for one that hangs, or a machine that falls off the network.
 TIMEOUT = timedelta(hours=2)
 Number = TypeVar("Number", int, float)
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, `kill`, a closed terminal
 LAST_WORDS = 10  # seconds in which the main process would have said the same
 MAIN_FIRST = 1  # seconds that it has for that where the launcher ends all at once
 AGAIN = (

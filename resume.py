@@ -305,14 +305,14 @@ def finishing_steps() -> Iterator[None]:
 
 @contextmanager
 def _on_signals(handler) -> Iterator[None]:
-    """Handle SIGINT, SIGTERM and SIGHUP so; the handlers of before come back. Python allows that in
-    the main thread; of several processes the launcher's signals mean something else (processes.py).
+    """Handle `processes.ENDINGS` so; the handlers of before come back. Python allows that in the
+    main thread; of several processes the launcher's signals mean something else (processes.py).
     A SIGHUP that is ignored (`nohup`) stays so."""
     if threading.current_thread() is not threading.main_thread() or processes.launched() > 1:
         yield
         return
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    left_alone = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [n for n in processes.ENDINGS if n != signal.SIGHUP or not left_alone]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

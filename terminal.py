@@ -123,7 +123,7 @@ def check_words(words: list[str]) -> None:
 def tidy_when_ended() -> None:
     """`kill` and a terminal that is closed end a command as Ctrl-C does. (`nohup` has asked to be
     left alone.)"""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in processes.ENDINGS:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
 

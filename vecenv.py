@@ -31,7 +31,6 @@ from tasks import DEFAULT_SUITE, SPLITS, ChunkedEnv, EnvConfig, RealEnv, Start, 
 # honest wait is the first reset: it builds an environment per task and draws the first frames.
 PATIENCE = 1800.0
 LOOK = 1.0  # seconds between two looks at whether it lives
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, `kill`, a closed terminal
 
 
 def make_env(task: str, config: EnvConfig) -> ChunkedEnv:
@@ -49,7 +48,7 @@ def _worker(pipe, config: EnvConfig) -> None:
     """
     # Ctrl-C reaches every process of the terminal, and SIGTERM may reach a whole group: the main
     # process ends the workers by their pipes.
-    for number in ENDINGS:
+    for number in processes.ENDINGS:
         signal.signal(number, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = os.environ["LP_NUM_THREADS"] = "1"
     envs: dict[str, ChunkedEnv] = {}
@@ -114,12 +113,12 @@ def _worker(pipe, config: EnvConfig) -> None:
 
 @contextlib.contextmanager
 def _ignoring_endings() -> Iterator[None]:
-    """A process that is started inside ignores ENDINGS from its first moment on, also while it
+    """A process that is started inside ignores all ENDINGS from its first moment on, also while it
     still imports what `_worker` needs. (Only the main thread may say so.)"""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in processes.ENDINGS}
     try:
         yield
     finally:

@@ -240,7 +240,7 @@ def test_a_visitor_plays(chromium, server):
     page.wait_for_timeout(1500)  # the decision that was being made comes yet
     paused = decision(page)
     page.wait_for_timeout(1500)
-    assert decision(page) == paused >= 8
+    assert decision(page) == paused >= 8 and part(page, "run").inner_text() == "Play"
     press(page, "w", 1)  # a person takes over
     assert decision(page) == paused + 1 and part(page, "run").is_disabled()
     page.wait_for_timeout(300)

@@ -372,6 +372,7 @@ def test_only_adapters_and_heads_are_trained(checkpoint):
     for name, weight in policy.named_parameters():
         large_one = name.startswith("backbone.vlm.")
         assert weight.requires_grad == (not large_one or "lora_" in name), name
+        assert weight.requires_grad or weight.grad is None
     touched = {n for n, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
     for part in ("language_model", "text_model"):
         if any(part in name for name in dict(policy.named_parameters())):

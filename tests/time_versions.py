@@ -77,12 +77,6 @@ def compare(old: Path, new: Path) -> dict:
     }
 
 
-def commit_of(folder: Path) -> str:
-    """Of a clone, short."""
-    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folders", type=Path, nargs="*", metavar="OLD NEW")
@@ -96,13 +90,13 @@ def main() -> None:
         parser.error("expected two clones and --out")
     sys.path.insert(0, str(ROOT))
     from demos import write_atomically
-    from evaluate import hardware, versions
+    from evaluate import current_commit, hardware, versions
 
     old, new = given.folders
     record = {
         "command": f"python tests/time_versions.py OLD NEW --out {given.out}",
         "what": "imagined frames a second, 64 rollouts, preset cpu, in turns",
-        "commits": {"old": commit_of(old), "new": commit_of(new)},
+        "commits": {"old": current_commit(old), "new": current_commit(new)},
         "hardware": hardware(), "threads": os.environ.get("OMP_NUM_THREADS", "torch's own"),
         "versions": versions(),
         **compare(old, new),
