@@ -32,13 +32,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 # First, because it tells in one line where typer or rich are missing.
-from terminal import HERE, OneLineErrors, StageDisplay, check_device, check_files  # isort: skip
+from terminal import OneLineErrors, StageDisplay, check_device, check_files  # isort: skip
 from terminal import check_output, new_files, print_result, take_back  # isort: skip
 import typer
 from rich.console import Console
 
 import processes
 from demos_cli import PICTURES_MB, demos_app, episodes_mb
+from errors import HERE
+from estimates import CHECKPOINTS_MB, expected, explored, room_mb
 from options import (
     Demonstrations,
     SimulatorModels,
@@ -55,16 +57,6 @@ from options import (
 
 if TYPE_CHECKING:
     from runs import RunConfig
-
-ESTIMATES = {  # of memory and time: runs.gpu_scale, runs.paper_scale
-    "gpu": "a GPU of 12 GB, 3.5 hours at 10 TFLOP/s",
-    "paper": "a GPU of 80 GB, 13 hours at 100 TFLOP/s",
-}
-# What has to be free on the disk: checkpoints, three times the largest state of a stage (two stay,
-# one is being written), and episodes. 50 + 3 x 120 in the cpu preset, 200 + 3 x 740 in the gpu
-# preset; with adapters for a model of 7 B weights 1600 + 3 x 2400, with Stable Diffusion's U-Net
-# 3500 + 3 x 14,000 (estimates).
-CHECKPOINTS_MB, GPU_MB, ADAPTERS_MB, UNET_MB = 500, 2500, 9000, 46_000
 
 app = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(demos_app, name="demos")
@@ -150,6 +142,10 @@ def train_command(
         str, typer.Option(help="A model for policy and reflector: hub id or folder.")
     ] = "",
     simulator_models: SimulatorModels = "",
+    beside: Annotated[
+        bool | None,
+        typer.Option(help="Filtered BC and dream BC in a second process; as it pays."),
+    ] = None,
 ) -> None:
     """Train: demos, sft, explore, filtered_bc, simulator, reflector, dream_bc, calibrate,
     rl, evaluate.
@@ -157,10 +153,9 @@ def train_command(
     Options that are left out come from the preset: cpu, or libero for LIBERO's tasks.
     Run again to resume; Ctrl-C ends a run safely.
     """
-    import render
+    import order
+    import pipeline
     import report
-    import train as stages
-    from demos import given
     from resume import only_training
     from runs import Run
 
@@ -171,22 +166,19 @@ def train_command(
         suite, simulator_models, device, demonstrations,
     )  # fmt: skip
     if until is not None:
-        one_of("--until", until, stages.stages_of(config))
-    episodes = len(config.tasks) * (config.demos + explored(config))
-    room = room_mb(preset, config) + episodes_mb(episodes, config.env)
-    existing = check_output(out, room)
-    render.choose_backend()  # without a renderer there would be a run folder with nothing in it
+        one_of("--until", until, order.stages_of(config))
+    order.check_beside(beside)
     is_new = not (out / "config.json").exists()
-    if is_new and demonstrations:  # a run that goes on has them already
-        given(demonstrations, config.env, config.tasks, config.demos)
+    existing = check_place(out, preset, config, demonstrations if is_new else "")
     processes.start(device, config.shared)
     with processes.main_first():
         run = Run.create(out, config, device)
-    with only_training(out), StageDisplay(run, stages.stages_of(config)) as display:
+    both = order.side_by_side(config, device) if beside is None else beside
+    with only_training(out), StageDisplay(order.as_they_end(config, both)) as display:
         for line in expected(preset, device, config):
             display.line(line)
         try:
-            stages.train(run, display.say, display.progress, until)
+            pipeline.train(run, display.say, display.progress, until, both)
         except Exception:
             if is_new and processes.is_main():
                 take_back(out.absolute(), existing)
@@ -195,40 +187,18 @@ def train_command(
         print(f"report: {report.write_report(run).with_suffix('.html')}")
 
 
-def expected(preset: str, device: str, config: RunConfig) -> list[str]:
-    """What larger runs need, for the start of one."""
-    lines = []
-    if preset in ESTIMATES:
-        lines = [f"preset {preset}: {ESTIMATES[preset]} (estimate, counted, not measured)"]
-        if device == "cpu":
-            lines += [f"preset {preset} on the processor: expect days; a GPU is --device cuda"]
-    if config.env.robot.name == "libero" and preset not in ("libero", "debug", "paper"):
-        lines += [
-            f"{real_episodes(config)} real episodes of LIBERO ahead, or more; "
-            "--preset libero is the reduced setting"
-        ]
-    return lines
+def check_place(out: Path, preset: str, config: RunConfig, demonstrations: str) -> Path:
+    """Whether the run has room and a renderer, and demonstrations to begin with (a run that goes on
+    has them: ""); the deepest folder that exists."""
+    import render
+    from demos import given
 
-
-def real_episodes(config: RunConfig) -> int:
-    """Demonstrations, exploration and the evaluation of each policy that imitates: at the least,
-    since the expert may fail, and the gauge and LOOP in reality play as many as they need."""
-    from train import IMITATION, stages_of
-
-    evaluated = config.test_starts * len({*IMITATION} & {*stages_of(config)})
-    return len(config.tasks) * (config.demos + explored(config) + evaluated)
-
-
-def explored(config: RunConfig) -> int:
-    """Exploration episodes of each task, over all rounds."""
-    return config.exploration + (config.rounds - 1) * config.round_exploration
-
-
-def room_mb(preset: str, config: RunConfig) -> float:
-    """What a run's checkpoints and states need on the disk, in megabytes."""
-    room = GPU_MB if preset in ESTIMATES else CHECKPOINTS_MB
-    room += ADAPTERS_MB if config.policy.pretrained.checkpoint else 0
-    return room + (UNET_MB if config.simulator.pretrained.unet else 0)
+    episodes = len(config.tasks) * (config.demos + explored(config))
+    existing = check_output(out, room_mb(preset, config) + episodes_mb(episodes, config.env))
+    render.choose_backend()  # without a renderer there would be a run folder with nothing in it
+    if demonstrations:
+        given(demonstrations, config.env, config.tasks, config.demos)
+    return existing
 
 
 def build_config(

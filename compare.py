@@ -41,6 +41,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import order
+import pipeline
 import train as stages
 from charts import BLUE, GREY, ORANGE, png
 from checkpoints import first_difference, save_part
@@ -62,7 +64,7 @@ from runs import Run, RunConfig, config_to_json
 ON_THE_WAY = {  # method -> the stages of the run "dream" that it is made of
     "sft": ("demos", "sft"),
     "filtered_bc": ("demos", "sft", "explore", "filtered_bc"),
-    "dream_bc": stages.STAGES[: stages.STAGES.index("dream_bc") + 1],
+    "dream_bc": order.STAGES[: order.STAGES.index("dream_bc") + 1],
 }
 RUNS = {  # method -> the stages that it shares with the run "dream"
     "dream": (),
@@ -121,7 +123,7 @@ def _of_the_dream(run: Run) -> dict:
     found = run.stages["evaluate"].get("agreement")
     if not found:
         return {}
-    rl = [stage for name, stage in run.stages.items() if stages.round_of(name)[0] == "rl"]
+    rl = [stage for name, stage in run.stages.items() if order.round_of(name)[0] == "rl"]
     return {"agreement": found["agreement"]["share"], "kept": rl[-1]["kept"]}
 
 
@@ -175,7 +177,8 @@ def _run(folder: Path, config: RunConfig, say, progress, until: str | None = Non
     run = Run.create(folder, config)
     say(f"{folder.parent.name}, {folder.name}")
     with only_training(folder):
-        stages.train(run, lambda text: say(f"  {text}"), progress, until)
+        beside = order.side_by_side(config)
+        pipeline.train(run, lambda text: say(f"  {text}"), progress, until, beside)
     return run
 
 

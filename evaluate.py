@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import platform
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+import processes
 from demos import Episode, play
 from dreams import dream_along
 from reflector import false_stops, judge_episodes, recall, stop_at
@@ -457,12 +459,33 @@ def peak_kib(process) -> float:
 
 
 def cpu_seconds() -> float:
-    """Processor time that this process and its running children have used, over all cores."""
+    """Processor time that this process and its running children have used, over all cores; but for
+    those in `processes.apart`."""
     import psutil
 
     own = psutil.Process()
-    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    children = [p for p in own.children(recursive=True) if p.pid not in processes.apart]
+    times = [process.cpu_times() for process in (own, *children)]
     return sum(t.user + t.system for t in times)
+
+
+class Clock:
+    """Seconds and all processes' processor seconds of a stage, those before an interruption too."""
+
+    def __init__(self):
+        self.started, self.used = time.monotonic(), cpu_seconds()
+        self.before = {"seconds": 0.0, "cpu": 0.0}
+
+    def state(self) -> dict:
+        """{"seconds", "cpu"} so far."""
+        return {
+            "seconds": self.before["seconds"] + time.monotonic() - self.started,
+            "cpu": self.before["cpu"] + processes.total(cpu_seconds() - self.used),
+        }
+
+    def set_state(self, state: dict) -> None:
+        """Add what was taken before."""
+        self.before = state
 
 
 def hardware() -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from charts import POLICIES, curves_chart
 from demos import write_atomically
 from evaluate import REAL_EPISODES, TERMINATIONS, mean_interval
+from order import stages_of, wall_seconds
 from page import html_page, plain
 from report import (
     flat_settings,
@@ -28,7 +29,6 @@ from report import (
 )
 from runs import Run
 from terminal import COPY, check_files, check_output
-from train import stages_of
 
 REPORT_MB = 20  # to be free on the disk
 LEDGER = {  # column -> which counts of the ledger it sums
@@ -180,7 +180,7 @@ CARDS = {  # column -> (stage, key or keys), format
 def _cost(runs: dict[str, Run]) -> list[str]:
     """What the runs took of the machine, and what they counted in their ledgers."""
     machine: list[tuple[Callable, str]] = [
-        (lambda run: over_stages(run, "seconds", sum, 1 / 60), "{:.1f}"),
+        (lambda run: wall_seconds(run.stages) / 60 if run.stages else None, "{:.1f}"),
         (lambda run: run.ledger().get("cpu_seconds"), "{:,.0f}"),
         (lambda run: over_stages(run, "peak_gib", max), "{:.1f}"),
     ]
@@ -226,10 +226,10 @@ def card(run: Run, stage: str, *keys: str) -> float | None:
     return value
 
 
-def over_stages(run: Run, key: str, reduce: Callable, scale: float = 1.0) -> float | None:
+def over_stages(run: Run, key: str, reduce: Callable) -> float | None:
     """Sum or maximum over the finished stages; None where none is finished."""
     values = [stage[key] for stage in run.stages.values()]
-    return scale * reduce(values) if values else None
+    return reduce(values) if values else None
 
 
 def _share(run: Run, name: str) -> float | None:

@@ -47,6 +47,7 @@ GONE = (
 )
 
 _state: Any = None  # accelerate's PartialState; None where there is one process
+apart: set[int | None] = set()  # processes of ours that count their own time: beside.py
 
 
 # ----------------------------------------------------------------------------------------- starting

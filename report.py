@@ -32,11 +32,11 @@ from evaluate import (
 )
 from gauge import kept, shares
 from novelty import trusted
+from order import round_of, stages_of, wall_seconds
 from page import html_page, plain
 from ppo import no_signal
 from reflector import judge_episodes, stop_at
 from runs import BadRun, Run, RunConfig
-from train import round_of, stages_of
 from vecenv import VecRealEnv
 from worldenv import WorldEnv, start_frames
 
@@ -197,7 +197,7 @@ def _cost(run: Run) -> list[str]:
         ]
         for name, stage in done
     ]
-    seconds = sum(stage["seconds"] for _, stage in done)
+    seconds = wall_seconds(run.stages)
     peak = max(stage["peak_gib"] for _, stage in done)
     rows.append(["**all**", f"{seconds / 60:.1f} min", f"{peak:.1f} GiB", ""])
     header = ["stage", "time", "peak memory so far", "what came out"]

@@ -281,6 +281,12 @@ class _Stop:
 _stop = _Stop()
 
 
+def stop_after_step() -> None:
+    """As Ctrl-C does inside `finishing_steps`, but without a signal: the state is written after the
+    current step, or after the first of the next fit, and then comes the KeyboardInterrupt."""
+    _stop.asked = True
+
+
 @contextmanager
 def finishing_steps() -> Iterator[None]:
     """Ctrl-C or SIGTERM inside: the current step is finished and its state written, then comes the

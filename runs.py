@@ -11,6 +11,8 @@
         trust/                    by `python cli.py trust`
         report.md, report.html    the same in one page with its pictures
         resume/                   while a stage is under way its last two states (resume.py)
+        beside/                   stages.json, metrics.jsonl and resume/ of a second process, while
+                                  it works at stages beside the first one's (beside.py)
 
 Every file is written whole or not at all (temporary file, flush, rename); metrics.jsonl is set back
 to the state that is resumed from. So a run may be killed at any moment. Of several processes the
@@ -33,7 +35,7 @@ import processes
 from camera import Camera
 from checkpoints import BadRun, check_settings, first_difference, from_values, load_part
 from demos import parse_json, write_atomically
-from evaluate import cpu_seconds, peak_memory_gib
+from evaluate import Clock, peak_memory_gib
 from fit import FitConfig
 from hub import check_room
 from instructions import INSTRUCTIONS
@@ -421,25 +423,6 @@ def config_from_json(text: str | bytes, where: Path | str = "config.json") -> Ru
 # --------------------------------------------------------------------------------------- the folder
 
 
-class Clock:
-    """Seconds and all processes' processor seconds of a stage, those before an interruption too."""
-
-    def __init__(self):
-        self.started, self.used = time.monotonic(), cpu_seconds()
-        self.before = {"seconds": 0.0, "cpu": 0.0}
-
-    def state(self) -> dict:
-        """{"seconds", "cpu"} so far."""
-        return {
-            "seconds": self.before["seconds"] + time.monotonic() - self.started,
-            "cpu": self.before["cpu"] + processes.total(cpu_seconds() - self.used),
-        }
-
-    def set_state(self, state: dict) -> None:
-        """Add what was taken before."""
-        self.before = state
-
-
 def _stage_of(line: bytes) -> str | None:
     """The stage that a line of metrics.jsonl belongs to; None for one that is spoiled."""
     try:
@@ -472,11 +455,14 @@ def _read_stages(path: Path) -> dict[str, dict]:
 class Run:
     """A run folder that is open for work; `device` is where its parts compute."""
 
+    books_in = "."  # where in the folder stages.json, metrics.jsonl and resume/ are
+
     def __init__(self, folder: Path, config: RunConfig, device: str = "cpu"):
         self.folder, self.config, self.device = Path(folder), config, device
+        self.books = self.folder / self.books_in
         self.stages: dict[str, dict] = {}
-        self.clock, self._log = Clock(), self.folder / "metrics.jsonl"
-        path = self.folder / "stages.json"
+        self.clock, self.metrics = Clock(), self.books / "metrics.jsonl"
+        path = self.books / "stages.json"
         if path.is_file():
             self.stages = _read_stages(path)
 
@@ -521,15 +507,19 @@ class Run:
         entry["ledger"] = {**result.get("ledger", {}), "cpu_seconds": round(cpu)}
         self.stages[name] = entry
         if processes.is_main():
-            text = json.dumps(self.stages, indent=1)
-            write_atomically(self.folder / "stages.json", text.encode())
-            forget(self.folder / "resume")
+            self.write_stages()
+            forget(self.books / "resume")
         processes.wait()
+
+    def write_stages(self) -> None:
+        """stages.json anew."""
+        text = json.dumps(self.stages, indent=1)
+        write_atomically(self.books / "stages.json", text.encode())
 
     def keeper(self, name: str, every: int, also: dict | None = None) -> Keeper:
         """What writes and finds the states of a stage, or of a part of it; see `resume.Keeper`."""
         also = {**(also or {}), "clock": self.clock}
-        return Keeper(self.folder / "resume", name, every, also, self._log)
+        return Keeper(self.books / "resume", name, every, also, self.metrics)
 
     def forget_unfinished(self) -> None:
         """Remove files that were cut off while they were written, from metrics.jsonl spoiled lines
@@ -538,10 +528,22 @@ class Run:
             return
         for path in self.folder.rglob(".*.tmp"):  # as write_atomically names them
             path.unlink(missing_ok=True)
-        lines = self._log.read_bytes().splitlines(keepends=True) if self._log.is_file() else []
-        finished = [line for line in lines if _stage_of(line) in self.stages]
-        if finished != lines:
-            write_atomically(self._log, b"".join(finished))
+        self.forget_lines()
+
+    def lines(self) -> list[bytes]:
+        """Of metrics.jsonl."""
+        return self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.is_file() else []
+
+    def forget_lines(self) -> None:
+        """Remove from metrics.jsonl what is spoiled, or of a stage that did not finish."""
+        finished = [line for line in self.lines() if _stage_of(line) in self.stages]
+        if finished != self.lines():
+            write_atomically(self.metrics, b"".join(finished))
+
+    def log_step(self, stage: str, step: int, steps: int, metrics: dict) -> None:
+        """Log about fifty of a stage's steps, and the last."""
+        if step % max(1, steps // 50) == 0 or step == steps - 1:
+            self.log(stage=stage, step=step, **metrics)
 
     def log(self, **values) -> None:
         """Append one line to metrics.jsonl. Where a full disk or a kill cut the last one short, it
@@ -549,7 +551,7 @@ class Run:
         if not processes.is_main():
             return
         line = json.dumps({"time": round(time.time(), 2), **values}) + "\n"
-        with open(self._log, "ab+") as file:
+        with open(self.metrics, "ab+") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 line = line if file.read(1) == b"\n" else "\n" + line

@@ -18,6 +18,7 @@ from checkpoints import SPOILED, first_difference
 from demos import parse_json, write_atomically
 from evaluate import current_commit, mean_interval, real_episodes
 from instructions import TASKS
+from order import wall_seconds
 from runs import BadRun, Run, config_to_json, preset
 from tasks import METAWORLD
 
@@ -159,7 +160,7 @@ def _sums(records: list[dict]) -> dict[str, dict]:
         # Time and memory count only where the run had the whole machine to itself. A record of a
         # run that did not has "timed": false, set by hand, with a note that says why.
         timed = [r for r in dream if r.get("timed", True)]
-        _put(summary, "train_minutes", timed, lambda r: _over_stages(r, "seconds", sum) / 60)
+        _put(summary, "train_minutes", timed, lambda r: wall_seconds(r["stages"]) / 60)
         _put(summary, "train_peak_gib", timed, lambda r: _over_stages(r, "peak_gib", max))
         for depth in ("1", "5", "last"):
             for kind in ("sim", "copy"):

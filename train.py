@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -67,6 +66,7 @@ from fit import FitConfig, fit, one_thread
 from gauge import Gauge, known_starts, probe_starts, real_starts
 from kinematics import episode_batches
 from novelty import Novelty, NoveltyGauge
+from order import IMITATION, ROUND, named, round_of, stages_of
 from policy import Policy, imitation_batches, mean_chunks
 from ppo import loop, no_signal
 from pushes import explored
@@ -84,24 +84,12 @@ from simulator import Simulator, transition_batches
 from vecenv import RealWorkers
 from worldenv import NoReflector, WorldEnv, start_frames
 
-STAGES = (
-    "demos", "sft", "explore", "filtered_bc", "simulator", "reflector", "dream_bc", "calibrate",
-    "rl", "evaluate",
-)  # fmt: skip
-ROUND = STAGES[2:-1]  # what `--rounds` repeats
-IMITATION = ("sft", "filtered_bc", "dream_bc")  # policies on the way; the last is where LOOP begins
 OWN_ROLLOUTS = 16  # dreams that are added at a time while the simulator trains
 DREAMS = 64  # dreams along episodes side by side: as many as fit the cache [measured here]
 
 
-def train(
-    run: Run,
-    say: Callable[[str], None],
-    progress: Callable[[str, int, int, dict], None],
-    until: str | None = None,
-):
-    """Run every stage that is not finished, up to `until` (default: all); `say` gets one line per
-    stage, `progress` (stage, step, steps, metrics)."""
+def do_stage(run: Run, real: RealWorkers, name: str, say, progress) -> None:
+    """One stage, by its name, to its entry in stages.json and its line."""
     stages = {
         "demos": stage_demos,
         "sft": stage_sft,
@@ -114,37 +102,19 @@ def train(
         "rl": stage_rl,
         "evaluate": stage_evaluate,
     }
-    run.forget_unfinished()
-    with RealWorkers(run.config) as real:
-        for position, name in enumerate(stages_of(run.config)):
-            if name in run.stages:
-                say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
-            else:
-                torch.manual_seed(run.config.seed * 1000 + position)
-                run.clock = Clock()
-                stage, number = round_of(name)
-                arguments = (run, real, lambda *a, name=name: progress(name, *a))
-                result = stages[stage](*arguments, *([number] if stage in ROUND else []))
-                spent = run.clock.state()
-                run.finish_stage(name, spent["seconds"], spent["cpu"], result)
-                say(f"{name}: {result['line']} ({spent['seconds']:.0f} s)")
-            if name == until:
-                break
+    stage, number = round_of(name)
 
+    def shown(step: int, steps: int, metrics: dict) -> None:
+        if stage != "rl":  # it writes its own lines
+            run.log_step(name, step, steps, metrics)
+        progress(name, step, steps, metrics)
 
-def stages_of(config: RunConfig) -> tuple[str, ...]:
-    """The stages of a run, in order. RL in the real simulator (the baseline) needs no exploration,
-    simulator or reflector; rounds from the second on repeat those of ROUND: explore_2, ..."""
-    if config.rl_env == "real":
-        return ("demos", "sft", "rl", "evaluate")
-    more = [f"{name}_{number}" for number in range(2, config.rounds + 1) for name in ROUND]
-    return (*STAGES[:-1], *more, STAGES[-1])
-
-
-def round_of(name: str) -> tuple[str, int]:
-    """ "explore_2" -> ("explore", 2); "explore" -> ("explore", 1)."""
-    stage, _, number = name.rpartition("_")
-    return (stage, int(number)) if number.isdigit() else (name, 1)
+    torch.manual_seed(run.config.seed * 1000 + stages_of(run.config).index(name))
+    run.clock = Clock()
+    result = stages[stage](run, real, shown, *([number] if stage in ROUND else []))
+    spent = run.clock.state()
+    run.finish_stage(name, spent["seconds"], spent["cpu"], result)
+    say(f"{name}: {result['line']} ({spent['seconds']:.0f} s)")
 
 
 def _offset(config: RunConfig) -> int:
@@ -287,7 +257,7 @@ def stage_filtered_bc(run: Run, real: RealWorkers, progress, number: int = 1) ->
     sample = imitation_batches(
         demonstrations + good, config.filtered_bc.batch, config.seed + 499 + number
     )
-    policy, name = run.policy("sft" if number == 1 else "policy"), _named("filtered_bc", number)
+    policy, name = run.policy("sft" if number == 1 else "policy"), named("filtered_bc", number)
     result = _imitate(run, policy, name, sample, config.filtered_bc, progress)
     line = f"{len(demonstrations)} demonstrations and {len(good)} successes imitated, "
     return {"line": line + f"L1 error {result['l1']:.3f}", "successes": len(good), **result}
@@ -321,7 +291,7 @@ def stage_dream_bc(run: Run, real: RealWorkers, progress, number: int = 1) -> di
     config, full = run.config, run.config.filtered_bc
     demonstrations, good, camera = imitated(run)
     world, episodes = open_loop(run, run.simulator(camera), DREAMS), demonstrations + good
-    begin, name = (_named(stage, number) for stage in IMITATION[1:])
+    begin, name = (named(stage, number) for stage in IMITATION[1:])
     policy = run.policy(begin)
     answers = mean_chunks(policy, episodes)
     both = zip(episodes + dream_along(world, episodes), answers + answers, strict=True)
@@ -366,11 +336,6 @@ def _fit(part, sample, settings: FitConfig, progress, keeper: Keeper) -> dict:
         )
 
 
-def _named(stage: str, number: int) -> str:
-    """("rl", 2) -> "rl_2"; ("rl", 1) -> "rl": what `round_of` takes apart."""
-    return stage if number == 1 else f"{stage}_{number}"
-
-
 def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
     """Fits kinematics and next frames (in later rounds it goes on from where it was);
     measured on held-out episodes; leaves checkpoint and strips."""
@@ -389,7 +354,7 @@ def stage_simulator(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     episodes = demonstrations + training
     own_rollouts = OwnRollouts(world, episodes, untrained, seed=config.seed + number)
     sample = transition_batches(episodes, settings.batch, _draws(run, number), own_rollouts)
-    name, also = _named("simulator", number), {"own_rollouts": own_rollouts}
+    name, also = named("simulator", number), {"own_rollouts": own_rollouts}
     keeper = run.keeper(name, config.checkpoint_every, also)
     if not keeper.steps:  # a state holds kinematics and album as well
         learn_kinematics(run, simulator, episodes, number, progress)
@@ -415,7 +380,7 @@ def learn_kinematics(
     settings = config.kinematics_fit if number == 1 else _refresh(config.kinematics_fit)
     simulator.kinematics.set_range(np.concatenate([e.state for e in episodes]))
     sample = episode_batches(episodes, settings.batch, _draws(run, number))
-    keeper = run.keeper(_named("kinematics", number), config.checkpoint_every)
+    keeper = run.keeper(named("kinematics", number), config.checkpoint_every)
     with one_thread():
         _fit(simulator.kinematics, sample, settings, progress, keeper)
     simulator.kinematics.remember(episodes)
@@ -456,7 +421,7 @@ def stage_reflector(run: Run, real: RealWorkers, progress, number: int = 1) -> d
     dreams = dream_along(world, fitted or demonstrations)
     everything = demonstrations + fitted + dreams
     sample = frame_batches(everything, settings.batch, _draws(run, number))
-    keeper = run.keeper(_named("reflector", number), config.checkpoint_every)
+    keeper = run.keeper(named("reflector", number), config.checkpoint_every)
     result = _fit(reflector, sample, settings, progress, keeper)
     dreamt = dream_along(world, calibration)
     calibrate_probabilities(reflector, calibration + dreamt)
@@ -488,7 +453,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
             gauge = _gauge(run, parts, real, demonstrations, exploration)
         draw = known_starts(config.tasks, config.seed, known, gauge)
         also |= {"env": env} | ({"gauge": gauge} if gauge else {})
-    keeper = run.keeper(_named("rl", number), 1, also)
+    keeper = run.keeper(named("rl", number), 1, also)
     if gauge and not keeper.steps:
         gauge.look(policy, 0)
         _log_probe(run, number, gauge)
@@ -534,7 +499,7 @@ def stage_rl(run: Run, real: RealWorkers, progress, number: int = 1) -> dict:
 
 def loop_begins_with(run: Run, number: int) -> str:
     """The policy's name: dream BC of the round; in the real simulator SFT."""
-    return "sft" if run.config.rl_env == "real" else _named(IMITATION[-1], number)
+    return "sft" if run.config.rl_env == "real" else named(IMITATION[-1], number)
 
 
 def _gauge(

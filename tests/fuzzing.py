@@ -66,7 +66,7 @@ def _serve(pipe, name: str) -> None:
     """The child: reads what it is told to, answers (outcome, text, bytes of memory it took)."""
     import resource
 
-    import terminal
+    import errors
 
     read = READERS[name].read
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -81,11 +81,11 @@ def _serve(pipe, name: str) -> None:
             read(Path(folder), words)
             outcome, text = "read", ""
         except Exception as error:
-            line = str(error) if isinstance(error, Refused) else terminal.explain(error)
+            line = str(error) if isinstance(error, Refused) else errors.explain(error)
             if isinstance(error, ImportError):
                 line = None  # nothing that is needed may be missing here
             outcome, text = ("refused", line) if line is not None else ("traceback", "")
-            if terminal.is_out_of_memory(error) or (line or "").startswith(OUT_OF_MEMORY):
+            if errors.is_out_of_memory(error) or (line or "").startswith(OUT_OF_MEMORY):
                 outcome = "memory"  # however well it is told
             text = text or "".join(traceback.format_exception(error)[-6:])
         pipe.send((outcome, text, max(0, _status("VmHWM") - before)))
@@ -770,17 +770,17 @@ def _stop_before_work() -> None:
     import bench
     import compare
     import doctor
+    import pipeline
     import pretrained
     import render
     import screening
     import summary
-    import train
     import vecenv
 
     def reached(*_arguments, **_options):
         raise SystemExit(0)
 
-    train.train = vecenv.VecRealEnv.__init__ = doctor.main = reached
+    pipeline.train = vecenv.VecRealEnv.__init__ = doctor.main = reached
     if importlib.util.find_spec("nicegui"):
         import play
 

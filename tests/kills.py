@@ -42,7 +42,7 @@ from trees import tree
 from resume import checksum
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMES = {"time", "seconds", "cpu_seconds", "peak_gib"}
+TIMES = {"time", "seconds", "cpu_seconds", "peak_gib", "beside_seconds"}
 LIFE = 0.5  # of the time that a run left in peace takes
 COMMAND = "python cli.py train --preset debug --out RUN"
 

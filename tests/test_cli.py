@@ -27,13 +27,15 @@ from typer.testing import CliRunner
 
 import cli
 import demos
+import errors
+import order
+import pipeline
 import ppo
 import render
 import report
 import runs
 import ship
 import terminal
-import train
 from checkpoints import save_part
 from demos import Episode
 from policy import Policy, PolicyConfig
@@ -566,7 +568,7 @@ def test_interruption(here, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "train", interrupted)
+    monkeypatch.setattr(pipeline, "train", interrupted)
     result = in_process("train", "--preset", "debug", "--out", "run")
     assert result.exit_code == 130
     assert result.stderr == "interrupted; run the same command again to resume\n"
@@ -601,7 +603,7 @@ def test_a_command_that_is_ended_tidies_up(here, number, group):
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
 def test_too_many_open_files_are_told(number):
-    told = terminal.explain(OSError(number, os.strerror(number)))
+    told = errors.explain(OSError(number, os.strerror(number)))
     assert os.strerror(number) in told and told.endswith("ulimit -n 1024")
 
 
@@ -638,15 +640,21 @@ def test_rl_line_tells_when_there_is_no_signal():
 
 
 def test_progress_without_a_terminal(here, monkeypatch, capsys):
-    """A line now and then for a log file; JSON lines thinned out to about 50 a stage."""
+    """A line now and then for a log file."""
     monkeypatch.setattr(terminal, "HEARTBEAT", 0)
-    run = runs.Run.create(here / "run", runs.preset("debug"))
-    with terminal.StageDisplay(run, ("sft",)) as display:
+    with terminal.StageDisplay(["sft"]) as display:
         for step in range(1000):
             display.progress("sft", step, 1000, {"loss": 0.5, "l1": 0.25})
         display.say("sft: done")
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("  sft 1000/1000, loss 0.5000") and lines[-1] == "sft: done"
+
+
+def test_steps_are_logged_now_and_then(here):
+    """JSON lines thinned out to about 50 a stage, the last step among them."""
+    run = runs.Run.create(here / "run", runs.preset("debug"))
+    for step in range(1000):
+        run.log_step("sft", step, 1000, {"loss": 0.5, "l1": 0.25})
     logged = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert 50 <= len(logged) <= 52 and logged[-1]["step"] == 999 and logged[0]["l1"] == 0.25
 
@@ -657,8 +665,7 @@ def test_time_left_counts_only_the_steps_of_this_fit(here, monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(terminal, "HEARTBEAT", 0)
     monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
-    run = runs.Run.create(here / "run", runs.preset("debug"))
-    with terminal.StageDisplay(run, ("explore",)) as display:
+    with terminal.StageDisplay(["explore"]) as display:
         for begin, seconds in ((0, 2.0), (500, 0.5)):
             clock[0] += 3600
             for step in range(begin, 1000):
@@ -706,7 +713,7 @@ def test_killed_run_goes_on_where_it_was(debug_run):
     lines = debug_run.output.splitlines()
     assert [line.split(":")[0] for line in lines if "done already" in line] == done
     after = json.loads((debug_run.folder / "stages.json").read_text())
-    assert list(after) == list(train.STAGES)
+    assert list(after) == list(order.STAGES)
     for name in done:  # not made again: the very same seconds and figures, and the same weights
         assert after[name] == debug_run.killed.stages[name]
     checkpoint = "checkpoints/sft.safetensors"
@@ -754,7 +761,7 @@ def test_novelty_stops_without_real_episodes(debug_run, tmp_path):
     run = runs.Run.open(folder)
     for stage in ("rl", "evaluate"):
         del run.stages[stage]
-    train.train(run, lambda line: None, lambda *step: None, until="rl")
+    pipeline.train(run, lambda line: None, lambda *step: None, until="rl")
     stage = run.stages["rl"]
     assert stage["ledger"]["gauge_episodes"] == 0 and stage["ledger"]["imagined_frames"] > 0
     assert [probe["iteration"] for probe in stage["probes"]][:2] == [0, 1]
@@ -767,7 +774,7 @@ def test_novelty_stops_without_real_episodes(debug_run, tmp_path):
 def test_output_is_a_line_per_stage_and_iteration(debug_run):
     lines = debug_run.output.splitlines()
     stages = [line.split(":")[0] for line in lines if not line.startswith(" ")]
-    assert stages == [*train.STAGES, "report"]
+    assert stages == [*order.STAGES, "report"]
     assert len([line for line in lines if line.startswith("  rl ")]) == 2
 
 
@@ -793,7 +800,7 @@ def test_same_command_again_changes_nothing(debug_run):
     before = tree(debug_run.folder)
     result = in_process("train", "--preset", "debug", "--out", debug_run.folder)
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("done already") == len(train.STAGES)
+    assert result.stdout.count("done already") == len(order.STAGES)
     assert tree(debug_run.folder) == before
 
 
@@ -801,7 +808,7 @@ def test_until_stops_there(debug_run, here):
     """On a copy without its last two stages, `--until reflector` finds nothing left to do."""
     shutil.copytree(debug_run.folder, here / "run")
     stages = json.loads((here / "run" / "stages.json").read_text())
-    kept = {name: stages[name] for name in train.STAGES[:-2]}
+    kept = {name: stages[name] for name in order.STAGES[:-2]}
     (here / "run" / "stages.json").write_text(json.dumps(kept))
     arguments = ["train", "--preset", "debug", "--out", "run", "--until"]
     assert in_process(*arguments, "reflector").exit_code == 0

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 import cli
 import compare
+import order
 import runs
 import train
 from checkpoints import save_part
@@ -119,7 +120,7 @@ def test_every_run_has_a_variant_and_shares_stages_in_order():
     config = RunConfig()
     for method, shared in compare.RUNS.items():
         settings = compare.variant(config, method, finished(config, exploration=400))
-        assert train.stages_of(settings)[: len(shared)] == shared  # nothing in between is missing
+        assert order.stages_of(settings)[: len(shared)] == shared  # nothing in between is missing
 
 
 def costs_of_rounds(config: RunConfig) -> tuple[int, int]:
@@ -333,7 +334,7 @@ def script_stage(run: Run, name: str) -> None:
     config, ledger = run.config, {}
     (run.folder / "pictures").mkdir(exist_ok=True)
     run.episodes_folder.mkdir(exist_ok=True)
-    stage = train.round_of(name)[0]
+    stage = order.round_of(name)[0]
     if stage in ("demos", "explore"):
         count = len(config.tasks) * (config.demos if stage == "demos" else config.exploration)
         first = len(list(run.episodes_folder.glob("episode_*")))
@@ -369,7 +370,7 @@ def played(monkeypatch) -> list[tuple[str, str]]:
     order: list[tuple[str, str]] = []
 
     def scripted(run, say, progress, until=None):
-        for name in train.stages_of(run.config):
+        for name in order.stages_of(run.config):
             if name not in run.stages:
                 if (run.folder.name, name) == KILL.get("at"):
                     raise KeyboardInterrupt
@@ -388,7 +389,7 @@ KILL: dict[str, tuple[str, str]] = {}  # {"at": (method, stage)}: where the scri
 
 def base_run(folder: Path) -> Run:
     run = Run.create(folder, DEBUG)
-    for name in train.STAGES:
+    for name in order.STAGES:
         script_stage(run, name)
     return run
 
@@ -475,11 +476,11 @@ def test_shared_stages_are_played_once(tmp_path, played):
     assert [(r["seed"], r["method"]) for r in records] == [(s, m) for s in (0, 1) for m in methods]
     assert max(Counter(played).values()) == 1
     of = {name: [s for run, s in played if run == f"seed1/{name}"] for name in compare.RUNS}
-    assert of["dream"] == list(train.STAGES)
+    assert of["dream"] == list(order.STAGES)
     assert of["real_equal_budget"] == of["real_equal_rollouts"] == ["rl", "evaluate"]
-    assert of["dream_no_extra_data"] == of["dream_neither"] == list(train.STAGES[4:])
-    assert of["dream_untrained_reflector"] == list(train.STAGES[5:])
-    assert of["rounds"] == list(train.stages_of(replace(DEBUG, rounds=2))[2:])
+    assert of["dream_no_extra_data"] == of["dream_neither"] == list(order.STAGES[4:])
+    assert of["dream_untrained_reflector"] == list(order.STAGES[5:])
+    assert of["rounds"] == list(order.stages_of(replace(DEBUG, rounds=2))[2:])
 
 
 def test_records(tmp_path, played):
@@ -509,7 +510,7 @@ def test_a_killed_comparison_goes_on(tmp_path, played, method, stage):
     KILL.clear()
     compare_quietly(tmp_path, [0], ["rounds"])
     assert max(Counter(played).values()) == 1
-    both = [*train.STAGES, *train.stages_of(replace(DEBUG, rounds=2))[2:]]
+    both = [*order.STAGES, *order.stages_of(replace(DEBUG, rounds=2))[2:]]
     assert [name for _, name in played] == both
 
 
@@ -727,7 +728,7 @@ def test_killed_and_resumed(tmp_path):
         assert {stage: stages[name][stage] for stage in done} == done
     for name, shared in compare.RUNS.items():
         assert {stage: stages[name][stage] for stage in shared} == {s: base[s] for s in shared}
-        assert tuple(stages[name]) == train.stages_of(Run.open(out / "seed0" / name).config)
+        assert tuple(stages[name]) == order.stages_of(Run.open(out / "seed0" / name).config)
     assert stages["dream_untrained_reflector"]["reflector"] != base["reflector"]
     assert stages["dream_no_extra_data"]["simulator"] != base["simulator"]
     budget = compare.real_budget(Run.open(out / "seed0" / "dream"))
@@ -954,19 +955,19 @@ def test_calibrate_spends_no_real_episode_that_is_not_given(tmp_path):
 
 def test_a_stage_name_tells_its_round():
     """Only a number at the end is one."""
-    assert train.round_of("filtered_bc") == ("filtered_bc", 1)
-    assert train.round_of("explore") == ("explore", 1) and train.round_of("rl_2") == ("rl", 2)
+    assert order.round_of("filtered_bc") == ("filtered_bc", 1)
+    assert order.round_of("explore") == ("explore", 1) and order.round_of("rl_2") == ("rl", 2)
 
 
 def test_a_round_repeats_all_from_exploration_on():
     """Imitation too, for it is what the round's LOOP begins with; and so without extra data, which
     is withheld from simulator and reflector only."""
-    two = train.stages_of(replace(DEBUG, rounds=2))
+    two = order.stages_of(replace(DEBUG, rounds=2))
     again = ("explore_2", "filtered_bc_2", "simulator_2", "reflector_2", "dream_bc_2",
              "calibrate_2", "rl_2")  # fmt: skip
-    assert two == (*train.STAGES[:-1], *again, "evaluate")
-    assert train.stages_of(replace(DEBUG, rounds=2, extra_data=False)) == two
-    assert train._named("rl", 1) == "rl" and train._named("rl", 2) == "rl_2"
+    assert two == (*order.STAGES[:-1], *again, "evaluate")
+    assert order.stages_of(replace(DEBUG, rounds=2, extra_data=False)) == two
+    assert order.named("rl", 1) == "rl" and order.named("rl", 2) == "rl_2"
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ from test_ppo import SIZE as WALK_SIZE
 from test_ppo import Walk
 
 import demos
+import errors
 import ppo
 import runs
-import terminal
 import vecenv
 from fit import FitConfig, fit
 from policy import Policy, PolicyConfig
@@ -219,7 +219,7 @@ def test_worker_that_hangs(monkeypatch):
     os.kill(worker.pid, signal.SIGSTOP)
     with pytest.raises(RuntimeError, match="gave no answer.*expected.*to resume") as caught:
         env.step(np.zeros(env.action_space.shape, np.float32))
-    assert terminal.explain(caught.value) == str(caught.value)
+    assert errors.explain(caught.value) == str(caught.value)
     env.close()
     assert not worker.is_alive()
 
@@ -304,6 +304,6 @@ def test_how_libraries_say_that_memory_is_short(error):
     try:
         raise error
     except Exception as caught:
-        line = terminal.explain(caught)
+        line = errors.explain(caught)
     assert line.startswith("out of memory (") and "\n" not in line
     assert "expected" in line and "resume" in line

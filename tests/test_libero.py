@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import cli
 import demos
 import libero_env
+import order
 import report
 import runs
 import train
@@ -746,7 +747,7 @@ def test_the_whole_loop_on_libero(tmp_path, words):
     result = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert result.returncode == 0, result.stderr
     run = runs.Run.open(tmp_path / "run")
-    assert tuple(run.stages) == train.stages_of(run.config)
+    assert tuple(run.stages) == order.stages_of(run.config)
     assert ",".join(run.config.tasks) == words[-1]
     assert run.ledger()["demonstrations"] == 2 * run.config.demos
     assert (tmp_path / "run" / "report.html").is_file()

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 import cli
+import estimates
+import order
 import pretrained
 import runs
-import train
 from checkpoints import export_policy, exported_policy, load_part, save_part, used
 from fit import FitConfig, fit
 from instructions import INSTRUCTIONS
@@ -1069,7 +1070,7 @@ def test_the_whole_command_killed_and_resumed(checkpoints, tmp_path):
         log.seek(0)
         assert code == 0, log.read()
     run, peace = runs.Run.open(tmp_path / "run"), runs.Run.open(tmp_path / "peace")
-    assert list(run.stages) == list(train.STAGES)
+    assert list(run.stages) == list(order.STAGES)
     assert same_parts(run.checkpoint("sft"), peace.checkpoint("sft"))
     assert not same_parts(run.checkpoint("sft"), run.checkpoint("filtered_bc"))
     for name in ("sft", "filtered_bc", "dream_bc", "policy"):
@@ -1086,14 +1087,14 @@ def test_the_whole_command_killed_and_resumed(checkpoints, tmp_path):
 def test_a_presets_estimate_is_that_of_the_docs():
     """What `train` prints stands in the table as well."""
     page = (Path(cli.__file__).parent / "docs" / "pretrained.md").read_text()
-    for preset, text in cli.ESTIMATES.items():
+    for preset, text in estimates.ESTIMATES.items():
         (row,) = [row for row in page.splitlines() if row.startswith(f"| `{preset}` |")]
         assert all(words in row for words in text.split(", ")), preset
         config = runs.preset(preset)
-        (line,) = cli.expected(preset, "cuda", config)
+        (line,) = estimates.expected(preset, "cuda", config)
         assert text in line and "estimate" in line
-        assert "expect days" in cli.expected(preset, "cpu", config)[1]
-    assert cli.expected("cpu", "cpu", runs.preset("cpu")) == []
+        assert "expect days" in estimates.expected(preset, "cpu", config)[1]
+    assert estimates.expected("cpu", "cpu", runs.preset("cpu")) == []
 
 
 def test_paper_preset_has_the_papers_numbers():

@@ -26,6 +26,7 @@ from test_pretrained import save_tiny
 
 import cli
 import demos
+import order
 import processes
 import runs
 import terminal
@@ -388,7 +389,7 @@ def test_two_processes_train_adapters_of_a_pretrained_model(tmp_path):
     both = launch(2, *words, tmp_path / "two")
     assert both.returncode == 0, both.stderr
     run = runs.Run.open(tmp_path / "two")
-    assert list(run.stages) == list(train.STAGES) and run.reflector().frozen
+    assert list(run.stages) == list(order.STAGES) and run.reflector().frozen
     alone = subprocess.run(
         [sys.executable, *map(str, words), str(tmp_path / "one"), "--until", "sft"],
         capture_output=True, text=True, env=environment(),

@@ -13,6 +13,7 @@ import typer
 import cli
 import summary
 from evaluate import mean_interval
+from order import wall_seconds
 from tasks import (
     CAMERA_FOVY,
     CAMERA_NAME,
@@ -397,7 +398,7 @@ def test_minutes_and_memory_are_measured_or_marked(fork, command, minutes, memor
         if "command" in record:  # beside what is the default anyway
             given = command.strip("`").removeprefix("make ").split(" --out")[0]
             assert set(given.split()) <= set(record["command"].split())
-        seconds = sum(stage["seconds"] for stage in stages.values())
+        seconds = wall_seconds(stages)
         found = seconds / 60, max(stage["peak_gib"] for stage in stages.values())
     assert (minutes, memory) == (f"{found[0]:.1f}", f"{found[1]:.1f} GiB")
 

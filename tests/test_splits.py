@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+import order
+import pipeline
 import train
 import vecenv
 from camera import Camera
@@ -131,7 +133,7 @@ def played(tmp_path_factory):
                 setattr(seen, kind, defaultdict(list))
 
             def stage(run=run, config=config):
-                return train.stages_of(config)[len(run.stages)]
+                return order.stages_of(config)[len(run.stages)]
 
             def real_reset(env, seen=seen, stage=stage, reset=ScriptedEnv.reset, **options):
                 seen.real[stage()] += options["options"]["starts"]
@@ -148,7 +150,7 @@ def played(tmp_path_factory):
             patch.setattr(vecenv, "VecRealEnv", type("Env", (ScriptedEnv,), {"reset": real_reset}))
             patch.setattr(WorldEnv, "reset", reset)
             patch.setattr(train, "loop", drawn)
-            train.train(run, lambda line: None, lambda *step: None)
+            pipeline.train(run, lambda line: None, lambda *step: None)
             everything[name] = seen
     return everything
 
@@ -160,11 +162,11 @@ def played(tmp_path_factory):
 def test_each_stage_plays_starts_of_its_own_split(played, name):
     """Real episodes, and only these stages play any."""
     config, real = RUNS[name], played[name].real
-    stages = [stage for stage in train.stages_of(config) if train.round_of(stage)[0] in SPLIT]
+    stages = [stage for stage in order.stages_of(config) if order.round_of(stage)[0] in SPLIT]
     assert list(real) == stages
     for stage in stages:
         splits = {split_of(start.seed) for start in real[stage]}
-        assert splits == {SPLIT[train.round_of(stage)[0]]}, stage
+        assert splits == {SPLIT[order.round_of(stage)[0]]}, stage
         assert {start.task for start in real[stage]} == set(config.tasks), stage
 
 
@@ -180,7 +182,7 @@ def test_the_last_of_the_rl_split_are_the_gauge_s_and_calibration_s(played):
     border = SPLITS["rl"].stop - PROBE_STARTS
     for name in ("two rounds", "another seed"):
         for stage, starts in played[name].real.items():
-            if train.round_of(stage)[0] in ("calibrate", "rl"):
+            if order.round_of(stage)[0] in ("calibrate", "rl"):
                 assert min(start.seed for start in starts) >= border, stage
     assert max(start.seed for start in played["real"].real["rl"]) < border
     assert max(start.seed for start in real_starts(TINY.tasks, 0)(0, 100_000)) < border
@@ -194,7 +196,7 @@ def test_no_start_serves_two_purposes(played):
         config = RUNS[name]
         for stage, starts in seen.real.items():
             purpose = stage, config.seed
-            if train.round_of(stage)[0] == "rl":
+            if order.round_of(stage)[0] == "rl":
                 purpose = f"rl, {config.rl_env}", config.seed
             if stage == "evaluate":
                 purpose = stage, None
@@ -212,8 +214,8 @@ def test_dreams_begin_at_starts_that_are_paid_for(played, name):
     that were played."""
     seen, known, config = played[name], set(), RUNS[name]
     looked_at = [start.task for start in probe_starts(config.tasks, config.probes, 0)]
-    for stage in train.stages_of(RUNS[name]):
-        kind = train.round_of(stage)[0]
+    for stage in order.stages_of(RUNS[name]):
+        kind = order.round_of(stage)[0]
         if kind in ("demos", "explore"):
             known |= set(seen.real[stage])
         if kind in ("calibrate", "evaluate"):
@@ -227,7 +229,7 @@ def test_dreams_begin_at_starts_that_are_paid_for(played, name):
             assert last <= dreamt <= first, stage  # equal where no task was left out in between
             assert set(seen.real[stage]) <= set(seen.dream[stage]), stage  # the gauge's
             assert set(seen.dream[stage]) <= set(seen.real[stage]) | known, stage
-    assert not {train.round_of(stage)[0] for stage in seen.dream} - {"calibrate", "rl", "evaluate"}
+    assert not {order.round_of(stage)[0] for stage in seen.dream} - {"calibrate", "rl", "evaluate"}
 
 
 def test_a_hundred_seeds_and_nine_rounds_find_room():

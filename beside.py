@@ -1,0 +1,217 @@
+"""A second process that works at some stages of a run while the first one does others (order.py).
+
+    RUN/beside/stages.json, metrics.jsonl, resume/     its own books, until both are put together
+
+Steps of networks as small as ours gain little from a second thread, half as much again at the most;
+two stages on one thread each take both cores whole. The second process computes what the first
+would have: weights and counts are the same, whichever process has done a stage, as long as it has
+as many threads.
+
+The first process hears from the second by a pipe: lines to show, progress, an error, the end. Each
+of them notices when the other one is gone: the first raises, the second ends at once. Whatever was
+finished, or has a state, stays, as for a run in one process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
+import shutil
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+import errors
+import processes
+import resume
+from demos import write_atomically
+from order import stages_of
+from runs import Run, RunConfig
+
+FOLDER = "beside"
+TELLS = 1.0  # seconds from one word of progress to the next
+LAST_STEP = 20.0  # seconds in which a step that is under way ends, and its state is written
+GONE = "the second process of this run is gone (killed, or out of memory?); expected it to the end"
+
+
+class SideRun(Run):
+    """The run folder as the second process sees it: with the finished stages of the first one, and
+    books of its own."""
+
+    books_in = FOLDER
+
+    def __init__(self, folder: Path, config: RunConfig, device: str = "cpu"):
+        super().__init__(folder, config, device)
+        self.books.mkdir(exist_ok=True)
+        self.forget_lines()
+        self.stages = {**Run(folder, config).stages, **self.stages}
+
+    def wait_for(self, stage: str) -> None:
+        """Until the first process has finished a stage. (Where it never will, it ends us.)"""
+        while stage not in Run(self.folder, self.config).stages:
+            time.sleep(TELLS / 4)
+
+
+@contextmanager
+def half_the_cores(wanted: bool) -> Iterator[None]:
+    """Stages that go side by side compute so, also where one of them is alone at the moment: then
+    its floats are rounded in the same way."""
+    threads = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Beside:
+    """The second process, as the first one holds it. `look` now and then, `join` for its end,
+    `close` in any case."""
+
+    def __init__(self, run: Run, names: list[str], work: Callable, progress: Callable):
+        """work(run: SideRun, names, say, progress), a function of a module: does the stages;
+        progress(name, step, steps, metrics): shows its progress while the first one waits."""
+        self.run, self.progress = run, progress
+        context = multiprocessing.get_context("spawn")  # a fork of torch's threads would hang
+        self.pipe, theirs = context.Pipe()
+        arguments = (theirs, run.folder, run.config, names, work)
+        self.process = context.Process(target=_second, args=arguments, daemon=True)
+        with _signals_kept_back():
+            self.process.start()
+        theirs.close()
+        processes.apart.add(self.process.pid)  # its processor time is on its own clock
+        self.lines: list[str] = []
+        self.ended = False
+
+    def look(self, seconds: float = 0.0) -> None:
+        """Take what it has sent, waiting so long for the first word; raises the error that it met,
+        and RuntimeError where it is gone."""
+        while not self.ended and self.pipe.poll(seconds):
+            seconds = 0.0
+            try:
+                kind, *content = self.pipe.recv()
+            except EOFError:
+                raise RuntimeError(f"{GONE}; {processes.AGAIN}") from None
+            if kind == "error":
+                error = content[0]
+                raise error
+            self.ended = kind == "end"
+            if kind == "line":
+                self.lines += content
+            if kind == "progress":
+                self.progress(*content)
+
+    def join(self) -> list[str]:
+        """Wait for its end and put its books into the run's; its lines, one a stage."""
+        began = time.monotonic()
+        while not self.ended:
+            self.look(TELLS)
+        put_together(self.run, time.monotonic() - began)
+        return self.lines
+
+    def close(self) -> None:
+        """It ends after the step that it is in, or, where that takes long, at once."""
+        if not self.ended:
+            with suppress(OSError):  # it has ended already
+                self.pipe.send("stop")
+            self.process.join(LAST_STEP)
+        self.process.kill()
+        self.process.join()
+        processes.apart.discard(self.process.pid)
+        self.pipe.close()
+
+
+def put_together(run: Run, waited: float = 0.0) -> None:
+    """The second process's finished stages, and its lines of metrics.jsonl, become the run's; its
+    folder goes. waited: how many of its seconds nothing else was done in."""
+    if not (run.folder / FOLDER).is_dir():
+        return
+    second = SideRun(run.folder, run.config)
+    found = {name: second.stages[name] for name in second.stages if name not in run.stages}
+    for stage in reversed(found.values()):
+        alone = min(waited, stage["seconds"])
+        stage["beside_seconds"] = round(stage["seconds"] - alone, 1)
+        waited -= alone
+    if found:
+        # Killed between these two, the run forgets the lines when it goes on, and does both again.
+        write_atomically(run.metrics, b"".join([*run.lines(), *second.lines()]))
+        both = {**run.stages, **found}
+        run.stages = {name: both[name] for name in stages_of(run.config) if name in both}
+        run.write_stages()
+    shutil.rmtree(second.books)
+
+
+def tidy(run: Run, beside: bool) -> None:
+    """What an earlier training has left: a second process's books that are in the run's already go,
+    and where this one has none (`beside`), all of them are put there."""
+    books = run.folder / FOLDER
+    if not beside or ((books / "stages.json").is_file() and not _news(run)):
+        put_together(run)
+
+
+def _news(run: Run) -> set[str]:
+    """Stages that a second process has finished and the run does not know of."""
+    return set(SideRun(run.folder, run.config).stages) - set(run.stages)
+
+
+@contextmanager
+def _signals_kept_back() -> Iterator[None]:
+    """Ctrl-C and `kill` wait here, and never reach a process that is started inside: they come to
+    all processes of a terminal, and the first one says to the second when to end."""
+    multiprocessing.resource_tracker.ensure_running()  # it would let them through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, processes.ENDINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, processes.ENDINGS)
+
+
+def _second(pipe, folder: Path, config: RunConfig, names: list[str], work: Callable) -> None:
+    """The second process: it works, and a thread listens to the first one."""
+    listener = threading.Thread(target=_listen, args=(pipe,), daemon=True)
+    listener.start()
+    told = 0.0
+
+    def progress(*content) -> None:
+        nonlocal told
+        if time.monotonic() - told > TELLS:
+            told = time.monotonic()
+            pipe.send(("progress", *content))
+
+    try:
+        with half_the_cores(True):
+            work(SideRun(folder, config), names, lambda line: pipe.send(("line", line)), progress)
+        pipe.send(("end",))
+    except KeyboardInterrupt:  # as it was asked to: the state is written
+        return
+    except Exception as error:
+        pipe.send(("error", _sendable(error)))
+    listener.join()
+
+
+def _listen(pipe) -> None:
+    """Asked to, the work ends after its step; when the first process is gone, at once."""
+    try:
+        while True:
+            pipe.recv()
+            resume.stop_after_step()
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error as the first process is to raise it: one that `errors.explain` tells in a line as
+    it is, any other with the place in our code where it came up."""
+    if errors.is_out_of_memory(error):
+        return MemoryError(str(error))
+    if errors.explain(error) is not None:
+        return error
+    return SystemError(f"in the second process: {''.join(traceback.format_exception(error))}")
