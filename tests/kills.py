@@ -2,7 +2,7 @@
 
     python tests/kills.py --kills 50 --seed 0
 
-runs `python cli.py train --preset debug` once to its end; then again and again, in fresh folders,
+runs `python cli.py train --preset debug --beside` (two processes) once to its end; then again and again, in fresh folders,
 each time killed by SIGKILL with all its processes at a random moment and given again, until it
 comes to its end. Every tensor of all checkpoints and episodes must then be the same bit by bit, all
 pictures too, and metrics.jsonl and stages.json but for times and memory. The counts go to
@@ -44,13 +44,13 @@ from resume import checksum
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = {"time", "seconds", "cpu_seconds", "peak_gib", "beside_seconds"}
 LIFE = 0.5  # of the time that a run left in peace takes
-COMMAND = "python cli.py train --preset debug --out RUN"
+COMMAND = "python cli.py train --preset debug --beside --out RUN"
 
 
 def train(folder: Path, life: float | None = None) -> tuple[bool, str]:
     """The command, killed with all its processes after `life` seconds of training, unless it has
     ended before: (whether it was killed, its output). AssertionError where it fails by itself."""
-    words = [sys.executable, str(ROOT / "cli.py"), "train", "--preset", "debug"]
+    words = [sys.executable, str(ROOT / "cli.py"), *COMMAND.split()[2:-2]]
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             [*words, "--out", str(folder)], stdout=output, stderr=output, start_new_session=True
@@ -123,12 +123,16 @@ def killed_run(folder: Path, rng: np.random.Generator, mean: float, left: int) -
         killed, _ = train(folder, life)
         if not killed:
             return kills
-        stages = folder / "stages.json"
-        states = sorted(folder.glob("resume/*.safetensors"), key=lambda path: path.stat().st_mtime)
+        books = [folder / "stages.json", folder / "beside" / "stages.json"]
+        finished = [
+            name for path in books if path.is_file() for name in json.loads(path.read_text())
+        ]
+        states = [*folder.glob("resume/*.safetensors"), *folder.glob("beside/resume/*.safetensors")]
+        states.sort(key=lambda path: path.stat().st_mtime)
         kills.append(
             {
                 "seconds": round(life, 1),
-                "finished": list(json.loads(stages.read_text())) if stages.is_file() else [],
+                "finished": list(dict.fromkeys(finished)),
                 "newest_state": states[-1].name if states else None,
             }
         )
