@@ -114,11 +114,12 @@ def check_settings(path: Path, description: dict) -> None:
 
 
 def used(description: dict) -> dict:
-    """Without the settings of pretrained models where none is named, and a robot's frame where it
-    is the world's: checkpoints that were made before there were any have none."""
+    """Without the settings of pretrained models where none is named, a robot's frame where it is
+    the world's, and narrow convolutions where there are none: checkpoints that were made before
+    there were any have none."""
     kept = {}
     for name, value in description.items():
-        if name == "frame" and value == "":
+        if (name, value) in (("frame", ""), ("narrow", False)):
             continue
         if name == "pretrained" and (value.get("checkpoint") == "" or not any(value.values())):
             continue

@@ -59,9 +59,10 @@ class PolicyConfig:
     backbone: str = "cnn"
     size: int = 64  # pixels of the image
     chunk: int = 4  # K
-    # Channels of the first convolution (the others have twice as many), or a quarter of the VLM's
+    # Channels of the first convolution (the last one has twice as many), or a quarter of the VLM's
     # width.
     width: int = 32
+    narrow: bool = False  # its second and third convolution have `width` channels, not twice that
     hidden: int = 384  # width of the two-layer trunk after the image is read
     # exp(-3) = 0.05: below it PPO's ratio becomes too sensitive. exp(-0.7) = 0.5.
     # DEVIATION: the paper names no bounds of its scale; here two, and a scale beyond them gets no
@@ -98,7 +99,7 @@ class SmallBackbone(nn.Module):
         super().__init__()
         width, text_dim = config.width, 64
         self.embed = nn.Embedding(config.vocabulary, text_dim, padding_idx=0)
-        self.convs = film_convolutions(3, width, text_dim)
+        self.convs = film_convolutions(3, width, text_dim, config.narrow)
         self.temperature = nn.Parameter(torch.zeros(()))
         self.features = 4 * width + text_dim
 

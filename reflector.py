@@ -59,6 +59,7 @@ class ReflectorConfig:
 
     size: int = 64  # pixels
     width: int = 128  # hidden size of the language model; the vision encoder has half as many
+    narrow: bool = False  # the middle of the vision encoder has a quarter: see `PolicyConfig`
     threshold: float = 0.5  # eta [paper]; `calibrate` replaces it by the run's own
     robot: Robot = field(default_factory=Robot)
     vocabulary: int = VOCABULARY  # tokens that it knows
@@ -95,9 +96,10 @@ class Reflector(nn.Module):
             self.vlm = FrozenReader(config.pretrained)
             self.head = nn.Linear(self.vlm.features + state_dim, 1)
         else:
-            self.landmarks = Keypoints(3, LANDMARKS, config.width)
+            self.landmarks = Keypoints(3, LANDMARKS, config.width, config.narrow)
             numbers = state_dim + 2 * LANDMARKS
-            self.vlm = KeypointVLM(9, config.width, numbers, config.vocabulary)
+            sizes = config.width, numbers, config.vocabulary
+            self.vlm = KeypointVLM(9, *sizes, config.narrow)
             self.head = nn.Linear(config.width, 1)
         self.hand = HandInView()
         self.register_buffer("middle", torch.tensor(config.robot.middle))

@@ -106,7 +106,7 @@ def do_stage(run: Run, real: RealWorkers, name: str, say, progress) -> None:
 
     def shown(step: int, steps: int, metrics: dict) -> None:
         if stage != "rl":  # it writes its own lines
-            run.log_step(name, step, steps, metrics)
+            log_step(run, name, step, steps, metrics)
         progress(name, step, steps, metrics)
 
     torch.manual_seed(run.config.seed * 1000 + stages_of(run.config).index(name))
@@ -115,6 +115,12 @@ def do_stage(run: Run, real: RealWorkers, name: str, say, progress) -> None:
     spent = run.clock.state()
     run.finish_stage(name, spent["seconds"], spent["cpu"], result)
     say(f"{name}: {result['line']} ({spent['seconds']:.0f} s)")
+
+
+def log_step(run: Run, stage: str, step: int, steps: int, metrics: dict) -> None:
+    """Log about fifty of a stage's steps, and the last."""
+    if step % max(1, steps // 50) == 0 or step == steps - 1:
+        run.log(stage=stage, step=step, **metrics)
 
 
 def _offset(config: RunConfig) -> int:

@@ -111,14 +111,16 @@ class FiLMConv(nn.Module):
         return F.silu(normed).view_as(x)
 
 
-def film_convolutions(channels: int, width: int, text_dim: int) -> nn.ModuleList:
-    """Pictures of `channels` channels -> feature maps (B, 2 * width, H/4, W/4), in four steps."""
+def film_convolutions(channels: int, width: int, text_dim: int, narrow: bool) -> nn.ModuleList:
+    """Pictures of `channels` channels -> feature maps (B, 2 * width, H/4, W/4), in four steps.
+    narrow: the two in the middle have `width` channels too, two fifths of all operations."""
+    middle = width if narrow else 2 * width
     return nn.ModuleList(
         [
             FiLMConv(channels, width, 2, text_dim),
-            FiLMConv(width, 2 * width, 2, text_dim),
-            FiLMConv(2 * width, 2 * width, 1, text_dim),
-            FiLMConv(2 * width, 2 * width, 1, text_dim),
+            FiLMConv(width, middle, 2, text_dim),
+            FiLMConv(middle, middle, 1, text_dim),
+            FiLMConv(middle, 2 * width, 1, text_dim),
         ]
     )
 
@@ -144,9 +146,9 @@ class Keypoints(nn.Module):
     """Pictures of C channels, words (B, D) -> where `features` learned features are, (B, 2F): rows,
     then columns, in [-1, 1]."""
 
-    def __init__(self, channels: int, features: int, text_dim: int):
+    def __init__(self, channels: int, features: int, text_dim: int, narrow: bool = False):
         super().__init__()
-        self.convs = film_convolutions(channels, features // 2, text_dim)
+        self.convs = film_convolutions(channels, features // 2, text_dim, narrow)
         self.log_sharpness = nn.Parameter(torch.zeros(()))
 
     def forward(self, picture: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -167,15 +169,22 @@ class KeypointVLM(nn.Module):
     how strong on average. The language model is transformers' Llama, two layers.
     """
 
-    def __init__(self, channels: int, width: int, numbers: int, vocabulary: int = VOCABULARY):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        numbers: int,
+        vocabulary: int = VOCABULARY,
+        narrow: bool = False,
+    ):
         """numbers: how many plain numbers beside the picture (proprioception) it reads;
-        vocabulary: how many tokens it knows."""
+        vocabulary: how many tokens it knows; narrow: see `film_convolutions`."""
         from transformers import LlamaConfig, LlamaModel
 
         super().__init__()
         keypoints = width // 2
         self.words = nn.Embedding(vocabulary, width, padding_idx=0)
-        self.convs = film_convolutions(channels, keypoints // 2, width)
+        self.convs = film_convolutions(channels, keypoints // 2, width, narrow)
         self.log_sharpness = nn.Parameter(torch.zeros(()))
         self.projector = nn.Sequential(
             nn.Linear(4 * keypoints + numbers, 2 * width), nn.LayerNorm(2 * width), nn.SiLU(),

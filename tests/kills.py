@@ -2,11 +2,11 @@
 
     python tests/kills.py --kills 50 --seed 0
 
-runs `python cli.py train --preset debug --beside` (two processes) once to its end; then again and again, in fresh folders,
-each time killed by SIGKILL with all its processes at a random moment and given again, until it
-comes to its end. Every tensor of all checkpoints and episodes must then be the same bit by bit, all
-pictures too, and metrics.jsonl and stages.json but for times and memory. The counts go to
-results/kills.json after each run; the exit code is 1 where a run differed.
+runs `python cli.py train --preset debug --beside` (two processes) once to its end; then again and
+again, in fresh folders, each time killed by SIGKILL with all its processes at a random moment and
+given again, until it comes to its end. Every tensor of all checkpoints and episodes must then be
+the same bit by bit, all pictures too, and metrics.jsonl and stages.json but for times and memory.
+The counts go to results/kills.json after each run; the exit code is 1 where a run differed.
 
 Kills come as a Poisson process does: seconds of training to the next kill are drawn from an
 exponential distribution, so that no moment is more likely than another; its mean is a share (LIFE)

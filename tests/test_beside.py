@@ -21,6 +21,7 @@ import order
 import pipeline
 import processes
 import runs
+import train
 from beside import Beside, SideRun, put_together, tidy
 from pretrained import PretrainedConfig
 
@@ -141,7 +142,7 @@ def tells(run: SideRun, names, say, progress) -> None:
     """Work that has finished two stages, with a line in the log and one to show."""
     for name in names:
         run.clock = runs.Clock()
-        run.log_step(name, 0, 1, {"loss": 0.5})
+        train.log_step(run, name, 0, 1, {"loss": 0.5})
         progress(name, 0, 1, {"loss": 0.5})
         run.finish_stage(name, 8.0, 4.0, {"line": "done", "ledger": {"imagined_frames": 3}})
         say(f"{name}: done (8 s)")
@@ -183,7 +184,7 @@ def hears(run: SideRun, names, say, progress) -> None:
 def new_run(tmp_path) -> runs.Run:
     """A run with an entry of its first stage."""
     run = runs.Run.create(tmp_path / "run", DEBUG)
-    run.log_step("demos", 0, 1, {"loss": 1.0})
+    train.log_step(run, "demos", 0, 1, {"loss": 1.0})
     run.finish_stage("demos", 2.0, 1.0, {"line": "made", "ledger": {"demonstrations": 4}})
     return run
 

@@ -36,6 +36,7 @@ import report
 import runs
 import ship
 import terminal
+import train
 from checkpoints import save_part
 from demos import Episode
 from policy import Policy, PolicyConfig
@@ -654,7 +655,7 @@ def test_steps_are_logged_now_and_then(here):
     """JSON lines thinned out to about 50 a stage, the last step among them."""
     run = runs.Run.create(here / "run", runs.preset("debug"))
     for step in range(1000):
-        run.log_step("sft", step, 1000, {"loss": 0.5, "l1": 0.25})
+        train.log_step(run, "sft", step, 1000, {"loss": 0.5, "l1": 0.25})
     logged = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert 50 <= len(logged) <= 52 and logged[-1]["step"] == 999 and logged[0]["l1"] == 0.25
 

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 import cli
 import compare
 import order
+import pipeline
 import runs
 import train
 from checkpoints import save_part
@@ -367,21 +368,21 @@ def script_stage(run: Run, name: str) -> None:
 @pytest.fixture
 def played(monkeypatch) -> list[tuple[str, str]]:
     """Stages are scripted; the list tells which were played, as ("seed0/dream", "sft")."""
-    order: list[tuple[str, str]] = []
+    done: list[tuple[str, str]] = []
 
-    def scripted(run, say, progress, until=None):
+    def scripted(run, say, progress, until=None, beside=False):
         for name in order.stages_of(run.config):
             if name not in run.stages:
                 if (run.folder.name, name) == KILL.get("at"):
                     raise KeyboardInterrupt
                 script_stage(run, name)
-                order.append((f"{run.folder.parent.name}/{run.folder.name}", name))
+                done.append((f"{run.folder.parent.name}/{run.folder.name}", name))
             if name == until:
                 break
 
-    monkeypatch.setattr(train, "train", scripted)
+    monkeypatch.setattr(pipeline, "train", scripted)
     KILL.clear()
-    return order
+    return done
 
 
 KILL: dict[str, tuple[str, str]] = {}  # {"at": (method, stage)}: where the scripted run is ended

@@ -1,0 +1,95 @@
+"""Seconds of the branches of a run, from filtered BC to dream BC: by one process on all cores, and
+by two side by side, in turns.
+
+    python tests/time_beside.py RUN --pairs 1
+
+RUN has explored; copies of it go on from there, each in a process of its own, and it stays as it
+is. The figures go to results/beside.json, after every pair.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "results" / "beside.json"
+
+
+def explored(run: Path, folder: Path) -> None:
+    """A copy of a run as it was after exploration."""
+    from order import STAGES
+
+    shutil.copytree(run / "episodes", folder / "episodes")
+    shutil.copytree(run / "checkpoints", folder / "checkpoints")
+    shutil.copyfile(run / "config.json", folder / "config.json")
+    (folder / "pictures").mkdir()
+    stages = json.loads((run / "stages.json").read_text())
+    kept = {name: stages[name] for name in STAGES[: STAGES.index("explore") + 1]}
+    (folder / "stages.json").write_text(json.dumps(kept))
+
+
+def go_on(folder: Path, beside: bool) -> None:
+    """Train that copy to the end of both branches."""
+    import pipeline
+    from runs import Run
+
+    run = Run.open(folder)
+    pipeline.train(run, print, lambda *step: None, until="dream_bc", beside=beside)
+
+
+def timed(run: Path, beside: bool) -> dict:
+    """What the stages took of both branches took: seconds each, on the wall together, memory."""
+    from order import STAGES, wall_seconds
+
+    with tempfile.TemporaryDirectory() as place:
+        explored(run, Path(place))
+        words = [sys.executable, __file__, place, "--beside" if beside else "--one-by-one"]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        stages = json.loads((Path(place) / "stages.json").read_text())
+    stages = {
+        name: stages[name] for name in STAGES[STAGES.index("filtered_bc") :] if name in stages
+    }
+    found = {name: round(stage["seconds"], 1) for name, stage in stages.items()}
+    peak = max(stage["peak_gib"] for stage in stages.values())
+    return {**found, "wall": round(wall_seconds(stages), 1), "peak_gib": peak}
+
+
+def main() -> None:
+    from demos import write_atomically
+    from evaluate import current_commit, hardware, versions
+    from runs import Run
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--pairs", type=int, default=1)
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--beside", action="store_true", help="only go on in RUN itself, so ...")
+    way.add_argument("--one-by-one", action="store_true", help="... or so")
+    given = parser.parse_args()
+    if given.beside or given.one_by_one:
+        go_on(given.run, given.beside)
+        return
+    config, pairs = Run.open(given.run).config, []
+    for _ in range(given.pairs):
+        one, two = timed(given.run, False), timed(given.run, True)
+        pairs.append({"one": one, "beside": two, "wall": round(two["wall"] / one["wall"], 2)})
+        print(pairs[-1], flush=True)
+        record = {
+            "command": f"python tests/time_beside.py RUN --pairs {given.pairs}",
+            "what": "seconds of the branches: one process on all cores, two on half of them each",
+            "run": {"seed": config.seed, "exploration": config.exploration,
+                    "steps_of_filtered_bc": config.filtered_bc.steps},
+            "commit": current_commit(), "hardware": hardware(), "versions": versions(),
+            "pairs": pairs,
+        }  # fmt: skip
+        write_atomically(OUT, json.dumps(record, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()
