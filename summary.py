@@ -14,12 +14,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from checkpoints import SPOILED, first_difference
+from checkpoints import SPOILED, first_difference, from_values
 from demos import parse_json, write_atomically
 from evaluate import current_commit, mean_interval, real_episodes
 from instructions import TASKS
 from order import wall_seconds
-from runs import BadRun, Run, config_to_json, preset
+from runs import BadRun, Run, RunConfig, config_to_json, preset
 from tasks import METAWORLD
 
 _BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"  # of the README's table
@@ -73,7 +73,7 @@ def collect(run_folders: list[Path], results: Path) -> None:
 
 def _check_alike(run: Run, target: Path, results: Path) -> None:
     """BadRun where a run has other settings than the reported ones, or a seed of theirs."""
-    config, base = run.config, preset("cpu")
+    config, base = run.config, _with_reported_networks(preset("cpu"), results)
     if not _in_the_means(asdict(config)):
         return
     loop = base.loop if config.rl_env == "dream" else config.loop
@@ -83,7 +83,8 @@ def _check_alike(run: Run, target: Path, results: Path) -> None:
         where = first_difference(*(json.loads(config_to_json(c)) for c in (config, usual)))
         raise BadRun(
             f"{run.folder}: not of the preset cpu ({where}); expected a run that differs in its "
-            "seed; runs of any kind stand side by side by: python cli.py report RUN1 RUN2"
+            "seed, with the networks of the reported ones; others have an --out of their own, and "
+            "runs of any kind stand side by side by: python cli.py report RUN1 RUN2"
         )
     for path in sorted((results / "runs").glob("*.json")):
         other = _record(path)["config"]
@@ -93,6 +94,21 @@ def _check_alike(run: Run, target: Path, results: Path) -> None:
                 f"{run.folder}: its seed {config.seed} is among the reported runs ({path}); "
                 "expected another seed, whose run is independent; train one, or delete that file"
             )
+
+
+def _with_reported_networks(base: RunConfig, results: Path) -> RunConfig:
+    """The preset with the networks that the reported runs have, which may be those of an earlier
+    one: all are alike."""
+    for path in sorted((results / "runs").glob("*.json")):
+        settings = _record(path)["config"]
+        if settings["rl_env"] == "dream" and _in_the_means(settings):
+            with reading_results(path, "delete it"):
+                parts = {
+                    name: from_values(type(getattr(base, name)), settings[name])
+                    for name in ("policy", "simulator", "reflector")
+                }
+                return replace(base, **parts)
+    return base
 
 
 def _in_the_means(config: dict) -> bool:
