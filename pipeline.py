@@ -42,6 +42,7 @@ def train(
                     say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
                 elif beside and stage in BESIDE:
                     theirs = [n for n in names if round_of(n) in [(s, number) for s in BESIDE]]
+                    real.rest()
                     second = second or Beside(run, theirs, side_stages, progress)
                 else:
                     with half_the_cores(beside and stage in MEANWHILE):

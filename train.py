@@ -82,7 +82,7 @@ from resume import Keeper, finishing_steps
 from runs import BadRun, Clock, Run, RunConfig
 from simulator import Simulator, transition_batches
 from vecenv import RealWorkers
-from worldenv import NoReflector, WorldEnv, start_frames
+from worldenv import NoReflector, WorldEnv, give_back_memory, start_frames
 
 OWN_ROLLOUTS = 16  # dreams that are added at a time while the simulator trains
 DREAMS = 64  # dreams along episodes side by side: as many as fit the cache [measured here]
@@ -114,6 +114,7 @@ def do_stage(run: Run, real: RealWorkers, name: str, say, progress) -> None:
     result = stages[stage](run, real, shown, *([number] if stage in ROUND else []))
     spent = run.clock.state()
     run.finish_stage(name, spent["seconds"], spent["cpu"], result)
+    give_back_memory()
     say(f"{name}: {result['line']} ({spent['seconds']:.0f} s)")
 
 

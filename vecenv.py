@@ -353,6 +353,12 @@ class RealWorkers:
             self.env = VecRealEnv(self.config.slots // processes.world(), self.config.env)
         return self.env
 
+    def rest(self) -> None:
+        """End its processes, whose memory others need now; `open` starts them again."""
+        if self.env is not None:
+            self.env.close()
+            self.env = None
+
     def count(self) -> dict[str, int]:
         """Real episodes and steps since the last call, of all processes."""
         env = self.env

@@ -245,7 +245,14 @@ def keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
         library.mallopt(mmap_threshold, 2**25)  # the most that it takes
-        library.mallopt(trim_threshold, 2**30)
+        library.mallopt(trim_threshold, 2**28)
+
+
+def give_back_memory() -> None:
+    """All that is kept so: a stage is over, and the next one, or another process, needs its own."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 class NoReflector:
