@@ -62,7 +62,7 @@ class SimulatorConfig:
     size: int = 64  # pixels
     chunk: int = 4  # K
     fold: int = 4  # F x F pixels are folded into channels: the U-Net works on size/F
-    channels: tuple[int, ...] = (32, 64, 128)  # of the U-Net at size/F, size/2F, size/4F
+    channels: tuple[int, ...] = (32, 48, 64)  # of the U-Net at size/F, size/2F, size/4F
     album: int = 2048  # real frames that it may look up
     sampling_steps: int = 1  # denoising steps per frame, 1 to 50
     change_scale: float = 4.0  # multiplies the change between frames: its spread is then near 1

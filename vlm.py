@@ -116,9 +116,9 @@ def film_convolutions(channels: int, width: int, text_dim: int) -> nn.ModuleList
     return nn.ModuleList(
         [
             FiLMConv(channels, width, 2, text_dim),
-            FiLMConv(width, 2 * width, 2, text_dim),
-            FiLMConv(2 * width, 2 * width, 1, text_dim),
-            FiLMConv(2 * width, 2 * width, 1, text_dim),
+            FiLMConv(width, width, 2, text_dim),
+            FiLMConv(width, width, 1, text_dim),
+            FiLMConv(width, 2 * width, 1, text_dim),
         ]
     )
 
