@@ -1,9 +1,12 @@
 """The policy: what comes out, that each input is read, and the scale head not moving the mean."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
 
+from checkpoints import BadRun, check_settings, save_part
 from demos import Episode
 from fit import FitConfig, fit
 from instructions import INSTRUCTIONS
@@ -317,3 +320,28 @@ def test_imitation_batches_pair_what_belongs_together():
     assert len(wordings) == 6
     # 1000 fair draws, 5 standard deviations: false-alarm probability 6e-7 (and seeded)
     assert abs(handle - 500) < 5 * np.sqrt(250)
+
+
+def test_narrow_convolutions_answer_alike_and_are_a_setting(tmp_path):
+    """The same keypoints' shape from fewer weights. A checkpoint from before there was the setting
+    has wide ones, and is not taken for a narrow policy's, nor the other way round."""
+    wide = small_policy()
+    torch.manual_seed(0)
+    narrow = Policy(replace(wide.config, narrow=True))
+    batch = random_batch(3)
+    tensors = to_float(batch["image"]), batch["state"], batch["tokens"]
+    for policy in (wide, narrow):
+        mean, _ = policy.eval().distribution(*tensors)
+        assert mean.shape == (3, CHUNK, ACTION_DIM)
+    channels = [conv.conv.out_channels for conv in narrow.backbone.convs]
+    assert channels == [8, 8, 8, 16]
+    assert [conv.conv.out_channels for conv in wide.backbone.convs] == [8, 16, 16, 16]
+    old, path = asdict(wide.config), tmp_path / "policy.safetensors"
+    del old["narrow"]
+    save_part(path, wide, old)
+    check_settings(path, asdict(wide.config))
+    with pytest.raises(BadRun, match="narrow"):
+        check_settings(path, asdict(narrow.config))
+    save_part(path, narrow, asdict(narrow.config))
+    with pytest.raises(BadRun, match="narrow"):
+        check_settings(path, asdict(wide.config))

@@ -51,6 +51,10 @@ def test_a_run_that_is_added_is_summed_up(results, tmp_path):
     [
         ({"tasks": ("coffee-push", "dial-turn")}, ("not of the preset cpu (tasks: ", "report")),
         ({"rounds": 2}, ("(rounds: saved 2, expected 1)", "report")),
+        (
+            {"policy": preset("cpu").policy},
+            ("narrow: saved True, expected False", "--out of their"),
+        ),
         ({"seed": 0}, ("its seed 0 is among the reported runs", "dream-0.json", "delete")),
     ],
 )

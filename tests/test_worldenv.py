@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import gymnasium
 import numpy as np
+import psutil
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
@@ -14,7 +15,7 @@ from demos import Episode
 from instructions import INSTRUCTIONS
 from simulator import memory_indices
 from tasks import EnvConfig, RealEnv, Start
-from worldenv import NoReflector, WorldEnv, keep_freed_memory, start_frames
+from worldenv import NoReflector, WorldEnv, give_back_memory, keep_freed_memory, start_frames
 
 SIZE, CHUNK, HORIZON = 16, 2, 4
 CONFIG = EnvConfig(size=SIZE, chunk=CHUNK, horizon=HORIZON)
@@ -480,3 +481,6 @@ def test_freed_memory_is_kept():
 
     decision()
     assert sum(decision() for _ in range(5)) < 5 * 80e6 / 4096 / 10
+    held = psutil.Process().memory_info().rss
+    give_back_memory()
+    assert psutil.Process().memory_info().rss < held - 60e6
