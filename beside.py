@@ -150,8 +150,8 @@ def put_together(run: Run, waited: float = 0.0) -> None:
 
 
 def tidy(run: Run, beside: bool) -> None:
-    """What an earlier training has left: a second process's books that are in the run's already go,
-    and where this one has none (`beside`), all of them are put there."""
+    """What an earlier training has left: books of a second process go where the run has all of them
+    already, and are put together with its own where no second process comes now (`beside`)."""
     books = run.folder / FOLDER
     if not beside or ((books / "stages.json").is_file() and not _news(run)):
         put_together(run)

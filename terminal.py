@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -234,7 +234,7 @@ class StageDisplay:
     no bar but a line every HEARTBEAT seconds.
     """
 
-    def __init__(self, stages: list[str]):
+    def __init__(self, stages: Iterable[str]):
         """stages: in the order in which they will end."""
         from rich import progress
 

@@ -694,6 +694,7 @@ COMMANDS = (
 OPTIONS = (
     "--demos", "--preset", "--tasks", "--suite", "--seed", "--out", "--env", "--device",
     "--iterations", "--rounds", "--starts", "--plain", "--stop-rule", "--until", "--pretrained",
+    "--beside", "--no-beside",
     "--simulator-models", "--task", "--actions", "--policy", "--split", "--skip", "--termination",
     "--json", "--host", "--port", "--size", "--chunk", "--horizon", "--recorded",
     "--upside-down", "--film", "--upright", "--mirrored", "--image", "--instruction", "--fps",

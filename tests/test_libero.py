@@ -20,9 +20,9 @@ import cli
 import demos
 import libero_env
 import order
+import pipeline
 import report
 import runs
-import train
 from album import Album, weighed
 from camera import Camera
 from demos import BadEpisodes, Episode, load, save
@@ -279,7 +279,7 @@ def test_thousands_of_real_episodes_are_told_of_first(tmp_path, monkeypatch, pre
     """5 demonstrations, 200 explored and 3 policies from 50 starts, for each of ten tasks. Without
     a preset it is the reduced one."""
     monkeypatch.setattr(cli, "check_playable", lambda names: None)
-    monkeypatch.setattr(train, "train", lambda *_: None)
+    monkeypatch.setattr(pipeline, "train", lambda *_: None)
     monkeypatch.setattr(report, "write_report", lambda run: tmp_path / "report.md")
     words = ["--preset", preset, "--suite", "libero_object", "--demos", "5"]
     result = CliRunner().invoke(cli.app, ["train", *words, "--out", str(tmp_path / "run")])

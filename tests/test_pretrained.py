@@ -522,10 +522,11 @@ def test_merged_answers_as_before(checkpoint, tmp_path):
 
 def test_checkpoints_from_before_can_be_read(tmp_path):
     """Of a small part neither the description nor config.json names a pretrained model's settings,
-    or a robot's frame; a run folder of an earlier version is read as the same run."""
+    a robot's frame or narrow convolutions; a run folder of an earlier version is read as the same
+    run."""
     config = PolicyConfig(size=SIZE, width=8, hidden=32)
     old = asdict(config)
-    del old["pretrained"], old["robot"]["frame"]
+    del old["pretrained"], old["robot"]["frame"], old["narrow"]
     assert used(asdict(config)) == old
     part = Reflector(ReflectorConfig(size=SIZE, width=32))
     assert "pretrained" not in used(part.description())["config"]
@@ -535,6 +536,7 @@ def test_checkpoints_from_before_can_be_read(tmp_path):
     settings = json.loads(runs.config_to_json(runs.preset("debug")))
     for name in ("policy", "reflector"):
         del settings[name]["pretrained"], settings[name]["robot"]["frame"]
+        del settings[name]["narrow"]
     for name in ("loop", "real_loop"):
         del settings[name]["adapter_rate"]
     assert runs.config_from_json(json.dumps(settings)) == runs.preset("debug")

@@ -28,7 +28,7 @@ def seconds(launcher: list[str], threads: int, preset: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         subprocess.run(
-            [*launcher, "train", "--preset", preset, "--out", str(out)],
+            [*launcher, "train", "--no-beside", "--preset", preset, "--out", str(out)],
             cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
