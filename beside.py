@@ -82,7 +82,7 @@ class Beside:
         self.run, self.progress = run, progress
         context = multiprocessing.get_context("spawn")  # a fork of torch's threads would hang
         self.pipe, theirs = context.Pipe()
-        arguments = (theirs, run.folder, run.config, names, work)
+        arguments = (theirs, (run.folder, run.config, run.device), names, work)
         self.process = context.Process(target=_second, args=arguments, daemon=True)
         with _signals_kept_back():
             self.process.start()
@@ -174,8 +174,9 @@ def _signals_kept_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, processes.ENDINGS)
 
 
-def _second(pipe, folder: Path, config: RunConfig, names: list[str], work: Callable) -> None:
-    """The second process: it works, and a thread listens to the first one."""
+def _second(pipe, of_the_run: tuple, names: list[str], work: Callable) -> None:
+    """The second process: it works, and a thread listens to the first one. of_the_run: what a
+    `SideRun` is made of."""
     listener = threading.Thread(target=_listen, args=(pipe,), daemon=True)
     listener.start()
     told = 0.0
@@ -188,7 +189,7 @@ def _second(pipe, folder: Path, config: RunConfig, names: list[str], work: Calla
 
     try:
         with half_the_cores(True):
-            work(SideRun(folder, config), names, lambda line: pipe.send(("line", line)), progress)
+            work(SideRun(*of_the_run), names, lambda line: pipe.send(("line", line)), progress)
         pipe.send(("end",))
     except KeyboardInterrupt:  # as it was asked to: the state is written
         return
