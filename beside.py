@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ import errors
 import processes
 import resume
 from demos import write_atomically
+from fit import threads
 from order import stages_of
 from runs import Run, RunConfig
 
@@ -59,17 +60,10 @@ class SideRun(Run):
             time.sleep(TELLS / 4)
 
 
-@contextmanager
-def half_the_cores(wanted: bool) -> Iterator[None]:
+def half_the_cores() -> AbstractContextManager:
     """Stages that go side by side compute so, also where one of them is alone at the moment: then
     its floats are rounded in the same way."""
-    threads = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(max(1, threads // 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return threads(max(1, torch.get_num_threads() // 2))
 
 
 class Beside:
@@ -100,10 +94,10 @@ class Beside:
                 kind, *content = self.pipe.recv()
             except EOFError:
                 raise RuntimeError(f"{GONE}; {processes.AGAIN}") from None
+            self.ended = kind in ("end", "error")  # after either it only waits for `close`
             if kind == "error":
                 error = content[0]
                 raise error
-            self.ended = kind == "end"
             if kind == "line":
                 self.lines += content
             if kind == "progress":
@@ -188,7 +182,7 @@ def _second(pipe, of_the_run: tuple, names: list[str], work: Callable) -> None:
             pipe.send(("progress", *content))
 
     try:
-        with half_the_cores(True):
+        with half_the_cores():
             work(SideRun(*of_the_run), names, lambda line: pipe.send(("line", line)), progress)
         pipe.send(("end",))
     except KeyboardInterrupt:  # as it was asked to: the state is written

@@ -140,16 +140,21 @@ def bf16_autocast(device: torch.device, wanted: bool = True) -> AbstractContextM
     )
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager:
     """For matrices so small that waiting for a second thread costs more than it saves: with two, a
     step of the kinematics takes a tenth longer [measured here]."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    return threads(1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many for torch inside; the number of before comes back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

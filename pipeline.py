@@ -7,6 +7,7 @@ network or ran LOOP; episodes and dreams along them it plays again. The numbers 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import processes
 from beside import Beside, SideRun, half_the_cores, tidy
@@ -42,10 +43,11 @@ def train(
                     say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
                 elif beside and stage in BESIDE:
                     theirs = [n for n in names if round_of(n) in [(s, number) for s in BESIDE]]
-                    real.rest()
-                    second = second or Beside(run, theirs, side_stages, progress)
+                    if second is None:
+                        real.rest()
+                        second = Beside(run, theirs, side_stages, progress)
                 else:
-                    with half_the_cores(beside and stage in MEANWHILE):
+                    with half_the_cores() if beside and stage in MEANWHILE else nullcontext():
                         do_stage(run, real, name, say, _heard(progress, second))
             if second:
                 _join(second, say)

@@ -25,11 +25,8 @@ number of new episodes, and imitation, simulator, reflector and LOOP go on with 
 #   dreams of its real episodes what it does on them; because a small policy from scratch acts
 #   otherwise on the errors of a small simulator, and the dream is then about another policy.
 
-A finished stage is skipped. A killed one goes on from its last state (resume.py) if it fitted a
-network or ran LOOP; episodes and dreams along them it plays again. The numbers stay the same.
-
-Several processes (processes.py) go through all stages side by side and hold the same everywhere;
-what fits and plays is divided inside, and the main process writes.
+pipeline.py goes through them. Several processes (processes.py) go through all stages side by side
+and hold the same everywhere; what fits and plays is divided inside, and the main process writes.
 """
 
 from __future__ import annotations

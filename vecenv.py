@@ -345,8 +345,7 @@ class RealWorkers:
         return self
 
     def __exit__(self, *exception) -> None:
-        if self.env is not None:
-            self.env.close()
+        self.rest()
 
     def open(self) -> VecRealEnv:
         if self.env is None:

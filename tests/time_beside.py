@@ -18,6 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from records import write_pairs
+
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "beside.json"
 
@@ -67,8 +69,6 @@ def timed(run: Path, beside: bool, part: int) -> dict:
 
 
 def main() -> None:
-    from demos import write_atomically
-    from evaluate import current_commit, hardware, versions
     from runs import Run
 
     parser = argparse.ArgumentParser()
@@ -87,15 +87,15 @@ def main() -> None:
         one, two = (timed(given.run, beside, given.part) for beside in (False, True))
         pairs.append({"one": one, "beside": two, "wall": round(two["wall"] / one["wall"], 2)})
         print(pairs[-1], flush=True)
-        record = {
-            "command": f"python tests/time_beside.py RUN --pairs {given.pairs} --part {given.part}",
-            "what": "seconds of the branches: one process on all cores, two on half of them each",
-            "run": {"seed": config.seed, "exploration": config.exploration,
-                    "steps_of_filtered_bc": config.filtered_bc.steps // given.part},
-            "commit": current_commit(), "hardware": hardware(), "versions": versions(),
-            "pairs": pairs,
-        }  # fmt: skip
-        write_atomically(OUT, json.dumps(record, indent=1).encode())
+        command = f"python tests/time_beside.py RUN --pairs {given.pairs} --part {given.part}"
+        what = "seconds of the branches: one process on all cores, two on half of them each"
+        steps = config.filtered_bc.steps // given.part
+        run = {
+            "seed": config.seed,
+            "exploration": config.exploration,
+            "steps_of_filtered_bc": steps,
+        }
+        write_pairs(OUT, command, what, pairs, run=run)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from records import write_pairs
+
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "results" / "train_processes.json"
 ONE = [sys.executable, "cli.py"]
@@ -37,9 +39,6 @@ def seconds(launcher: list[str], threads: int, preset: str) -> dict[str, float]:
 
 
 def main() -> None:
-    from demos import write_atomically
-    from evaluate import current_commit, hardware, versions
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--preset", default="notebook")
@@ -52,13 +51,9 @@ def main() -> None:
         whole = sum(two.values()) / sum(one.values())
         pairs.append({"one": one, "two": two, "two_over_one": {**ratio, "train": round(whole, 2)}})
         print(pairs[-1]["two_over_one"], flush=True)
-        record = {
-            "command": f"python tests/time_train.py --pairs {given.pairs} --preset {given.preset}",
-            "what": "seconds of every stage: one process with two threads, two processes with one",
-            "commit": current_commit(), "hardware": hardware(), "versions": versions(),
-            "pairs": pairs,
-        }  # fmt: skip
-        write_atomically(OUT, json.dumps(record, indent=1).encode())
+        command = f"python tests/time_train.py --pairs {given.pairs} --preset {given.preset}"
+        what = "seconds of every stage: one process with two threads, two processes with one"
+        write_pairs(OUT, command, what, pairs)
 
 
 if __name__ == "__main__":
