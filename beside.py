@@ -14,9 +14,11 @@ finished, or has a state, stays, as for a run in one process.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import select
 import shutil
 import signal
 import threading
@@ -33,7 +35,7 @@ import processes
 import resume
 from demos import write_atomically
 from fit import threads
-from order import stages_of
+from order import BESIDE, round_of, stages_of
 from runs import Run, RunConfig
 
 FOLDER = "beside"
@@ -51,13 +53,30 @@ class SideRun(Run):
     def __init__(self, folder: Path, config: RunConfig, device: str = "cpu"):
         super().__init__(folder, config, device)
         self.books.mkdir(exist_ok=True)
+        self.forget_states()
         self.forget_lines()
-        self.stages = {**Run(folder, config).stages, **self.stages}
+        self.of_the_first = Run(folder, config).stages
+        self.stages = {**self.of_the_first, **self.own()}
+
+    def own(self) -> dict[str, dict]:
+        """The stages that only these books know of."""
+        return {
+            name: stage
+            for name, stage in self.stages.items()
+            if round_of(name)[0] in BESIDE and name not in self.of_the_first
+        }
+
+    def write_stages(self) -> None:
+        """Of our own: what is taken out of the first one's stages.json is not put back."""
+        write_atomically(self.books / "stages.json", json.dumps(self.own(), indent=1).encode())
 
     def wait_for(self, stage: str) -> None:
-        """Until the first process has finished a stage. (Where it never will, it ends us.)"""
+        """Until the first process has finished a stage; KeyboardInterrupt where we are asked to
+        end. (Where it never will, it ends us.)"""
         while stage not in Run(self.folder, self.config).stages:
             time.sleep(TELLS / 4)
+            if resume.asked_to_stop():
+                raise KeyboardInterrupt
 
 
 def half_the_cores() -> AbstractContextManager:
@@ -74,25 +93,31 @@ class Beside:
         """work(run: SideRun, names, say, progress), a function of a module: does the stages;
         progress(name, step, steps, metrics): shows its progress while the first one waits."""
         self.run, self.progress = run, progress
+        self.lines: list[str] = []
+        self.ended = False
+        move_states(run, names, run.folder / FOLDER)
         context = multiprocessing.get_context("spawn")  # a fork of torch's threads would hang
         self.pipe, theirs = context.Pipe()
         arguments = (theirs, (run.folder, run.config, run.device), names, work)
         self.process = context.Process(target=_second, args=arguments, daemon=True)
-        with _signals_kept_back():
-            self.process.start()
+        try:
+            with _signals_kept_back():
+                self.process.start()
+        except BaseException:  # a Ctrl-C that was kept back comes here
+            self._end()
+            raise
         theirs.close()
         processes.apart.add(self.process.pid)  # its processor time is on its own clock
-        self.lines: list[str] = []
-        self.ended = False
 
-    def look(self, seconds: float = 0.0) -> None:
-        """Take what it has sent, waiting so long for the first word; raises the error that it met,
-        and RuntimeError where it is gone."""
+    def look(self, seconds: float = 0.0, show: bool = False) -> None:
+        """Take what it has sent, waiting so long for the first word; show: its progress too. Raises
+        the error that it met, and RuntimeError where it is gone."""
         while not self.ended and self.pipe.poll(seconds):
             seconds = 0.0
             try:
                 kind, *content = self.pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):
+                self.ended = True
                 raise RuntimeError(f"{GONE}; {processes.AGAIN}") from None
             self.ended = kind in ("end", "error")  # after either it only waits for `close`
             if kind == "error":
@@ -100,25 +125,34 @@ class Beside:
                 raise error
             if kind == "line":
                 self.lines += content
-            if kind == "progress":
+            if kind == "progress" and show:
                 self.progress(*content)
 
     def join(self) -> list[str]:
         """Wait for its end and put its books into the run's; its lines, one a stage."""
         began = time.monotonic()
         while not self.ended:
-            self.look(TELLS)
+            self.look(TELLS, show=True)
         put_together(self.run, time.monotonic() - began)
         return self.lines
 
     def close(self) -> None:
         """It ends after the step that it is in, or, where that takes long, at once."""
-        if not self.ended:
-            with suppress(OSError):  # it has ended already
-                self.pipe.send("stop")
-            self.process.join(LAST_STEP)
-        self.process.kill()
-        self.process.join()
+        try:
+            until = time.monotonic() + LAST_STEP
+            with suppress(Exception):  # an error of its own comes second to why we end
+                if not self.ended:
+                    self.pipe.send("stop")
+                while not self.ended and time.monotonic() < until:
+                    self.look(TELLS)  # it cannot end while nobody reads what it sends
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """At once, if it has not ended yet."""
+        if self.process.pid is not None:
+            self.process.kill()
+            self.process.join()
         processes.apart.discard(self.process.pid)
         self.pipe.close()
 
@@ -129,7 +163,7 @@ def put_together(run: Run, waited: float = 0.0) -> None:
     if not (run.folder / FOLDER).is_dir():
         return
     second = SideRun(run.folder, run.config)
-    found = {name: second.stages[name] for name in second.stages if name not in run.stages}
+    found = second.own()
     for stage in reversed(found.values()):
         alone = min(waited, stage["seconds"])
         stage["beside_seconds"] = round(stage["seconds"] - alone, 1)
@@ -140,7 +174,17 @@ def put_together(run: Run, waited: float = 0.0) -> None:
         both = {**run.stages, **found}
         run.stages = {name: both[name] for name in stages_of(run.config) if name in both}
         run.write_stages()
+    move_states(run, list(stages_of(run.config)), run.folder)
     shutil.rmtree(second.books)
+
+
+def move_states(run: Run, names: list[str], to: Path) -> None:
+    """States of stages that are not finished go to where they will be looked for: the run's own
+    `resume/`, or that of its second process, from the other one."""
+    for books in {run.folder, run.folder / FOLDER} - {to}:
+        for path in resume.of_states(books / "resume", lambda name: name in names):
+            (to / "resume").mkdir(parents=True, exist_ok=True)
+            os.replace(path, to / "resume" / path.name)
 
 
 def tidy(run: Run, beside: bool) -> None:
@@ -153,7 +197,7 @@ def tidy(run: Run, beside: bool) -> None:
 
 def _news(run: Run) -> set[str]:
     """Stages that a second process has finished and the run does not know of."""
-    return set(SideRun(run.folder, run.config).stages) - set(run.stages)
+    return set(SideRun(run.folder, run.config).own())
 
 
 @contextmanager
@@ -177,7 +221,8 @@ def _second(pipe, of_the_run: tuple, names: list[str], work: Callable) -> None:
 
     def progress(*content) -> None:
         nonlocal told
-        if time.monotonic() - told > TELLS:
+        # Where the first process is busy with something long, nobody reads: no word waits for it.
+        if time.monotonic() - told > TELLS and select.select([], [pipe], [], 0)[1]:
             told = time.monotonic()
             pipe.send(("progress", *content))
 

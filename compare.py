@@ -205,7 +205,11 @@ def _share(base: Run, folder: Path, config: RunConfig, shared: tuple[str, ...]) 
         target = copy / path.relative_to(base.folder)
         target.parent.mkdir(exist_ok=True)
         shutil.copy(path, target)
-    _write_json(run.folder / "stages.json", {name: base.stages[name] for name in shared})
+    alone = {  # nothing else is done beside them here
+        name: {key: x for key, x in base.stages[name].items() if key != "beside_seconds"}
+        for name in shared
+    }
+    _write_json(run.folder / "stages.json", alone)
     os.replace(copy, folder)
 
 

@@ -30,6 +30,9 @@ def train(
     run.forget_unfinished()
     if processes.is_main():
         tidy(run, beside)
+    processes.wait()
+    if not processes.is_main():
+        run.stages = Run(run.folder, run.config).stages  # as the main process has left them
     names = up_to(run.config, until)
     second: Beside | None = None
     with RealWorkers(run.config) as real:
@@ -39,14 +42,15 @@ def train(
                 if second and stage not in BESIDE + MEANWHILE:
                     _join(second, say)
                     second = None
-                if name in run.stages:
-                    say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
-                elif beside and stage in BESIDE:
-                    theirs = [n for n in names if round_of(n) in [(s, number) for s in BESIDE]]
-                    if second is None:
+                if beside and stage == BESIDE[0]:
+                    both = [named(one, number) for one in BESIDE]
+                    theirs = [n for n in names if n in both and n not in run.stages]
+                    if theirs:
                         real.rest()
                         second = Beside(run, theirs, side_stages, progress)
-                else:
+                if name in run.stages:
+                    say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
+                elif second is None or stage in MEANWHILE:
                     with half_the_cores() if beside and stage in MEANWHILE else nullcontext():
                         do_stage(run, real, name, say, _heard(progress, second))
             if second:

@@ -22,7 +22,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,13 +93,11 @@ class Keeper:
     A state is {name: tensor, or anything that JSON holds exactly}.
     """
 
-    def __init__(self, folder: Path, name: str, every: int, also: dict | None = None,
-                 log: Path | None = None):  # fmt: skip
+    def __init__(self, folder: Path, name: str, every: int, also: dict | None = None):
         """every: steps from one state to the next; also: {name: thing}, what else changes in these
-        steps, each with `state()`, which all processes call, and `set_state(state)`; log: a text
-        file that grows in these steps, and is set back with the rest."""
+        steps, each with `state()`, which all processes call, and `set_state(state)`."""
         self.folder, self.name, self.every = folder, name, every
-        self.also, self.log = also or {}, log
+        self.also = also or {}
         self.steps, self._states = 0, {}
         for path in reversed(self._files()):
             try:
@@ -145,8 +143,6 @@ class Keeper:
             about["random_cuda"] = torch.cuda.get_rng_state()
         if torch.backends.mps.is_available():
             about["random_mps"] = torch.mps.get_rng_state()
-        if self.log is not None and self.log.is_file():
-            about["log"] = self.log.read_text(errors="replace")  # ours are ASCII
         states = {"own": about, "main": state}
         states |= {name: thing.state() for name, thing in self.also.items()}
         if processes.is_main():
@@ -174,15 +170,43 @@ class Keeper:
             torch.mps.set_rng_state(about["random_mps"])
         for name, thing in self.also.items():
             thing.set_state(self._states[name])
-        if self.log is not None and "log" in about and processes.is_main():
-            write_atomically(self.log, about["log"].encode())
         main, self._states = self._states["main"], {}  # no longer held in memory
         return main
 
 
-def forget(folder: Path) -> None:
-    """Remove all states in a folder, and the folder: their stage is finished."""
-    for path in folder.glob("*.safetensors"):
+class Lines:
+    """The lines of a log that some work has added: set back with its states, and others stay."""
+
+    def __init__(self, path: Path, ours: Callable[[bytes], bool]):
+        """ours(line): whether it is of this work."""
+        self.path, self.ours = path, ours
+
+    def _parted(self) -> tuple[bytes, bytes]:
+        """(ours, those of others)"""
+        there = self.path.read_bytes() if self.path.is_file() else b""
+        lines = there.splitlines(keepends=True)
+        ours = [line for line in lines if self.ours(line)]
+        others = [line for line in lines if not self.ours(line)]
+        return b"".join(ours), b"".join(others)
+
+    def state(self) -> dict:
+        """Ours, as text: they are ASCII."""
+        return {"lines": self._parted()[0].decode(errors="replace")}
+
+    def set_state(self, state: dict) -> None:
+        """Ours are those of the state again, and come last."""
+        if processes.is_main():
+            write_atomically(self.path, self._parted()[1] + state["lines"].encode())
+
+
+def of_states(folder: Path, which: Callable[[str], bool]) -> list[Path]:
+    """The files of a folder's states whose `Keeper.name` is one of those wanted."""
+    return [path for path in folder.glob("*.safetensors") if which(path.stem.rpartition("-")[0])]
+
+
+def forget(folder: Path, which: Callable[[str], bool]) -> None:
+    """Remove such states, and the folder with the last of them: their stage is finished."""
+    for path in of_states(folder, which):
         path.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
@@ -279,6 +303,11 @@ class _Stop:
 
 
 _stop = _Stop()
+
+
+def asked_to_stop() -> bool:
+    """Whether `stop_after_step` was called, or a signal has asked for it."""
+    return _stop.asked
 
 
 def stop_after_step() -> None:

@@ -11,13 +11,11 @@
         trust/                    by `python cli.py trust`
         report.md, report.html    the same in one page with its pictures
         resume/                   while a stage is under way its last two states (resume.py)
-        beside/                   stages.json, metrics.jsonl and resume/ of a second process, while
-                                  it works at stages beside the first one's (beside.py)
+        beside/                   such books of a second process, while there is one (beside.py)
 
 Every file is written whole or not at all (temporary file, flush, rename); metrics.jsonl is set back
 to the state that is resumed from. So a run may be killed at any moment. Of several processes the
-main one writes, and all read: where they are on many machines, the folder is on a disk that these
-share.
+main one writes, and all read: on many machines from a disk that these share.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ from policy import Policy, PolicyConfig
 from ppo import PLAIN, LoopConfig
 from pretrained import PretrainedConfig, check
 from reflector import Reflector, ReflectorConfig
-from resume import Keeper, forget
+from resume import Keeper, Lines, forget
 from simulator import Simulator, SimulatorConfig
 from tasks import DEFAULT_SUITE, METAWORLD, EnvConfig, check_fixed_starts, check_tasks, robot_of
 from vlm import LIBERO_VOCABULARY
@@ -432,6 +430,11 @@ def _stage_of(line: bytes) -> str | None:
         return None
 
 
+def _stage_with(name: str) -> str:
+    """The stage that states of a name are of: nearly always its own."""
+    return name.replace("kinematics", "simulator").replace("explorer", "explore")
+
+
 def _read_stages(path: Path) -> dict[str, dict]:
     """stages.json; BadRun where it is not what `Run.finish_stage` writes."""
     try:
@@ -507,7 +510,7 @@ class Run:
         self.stages[name] = entry
         if processes.is_main():
             self.write_stages()
-            forget(self.books / "resume")
+            self.forget_states()
         processes.wait()
 
     def write_stages(self) -> None:
@@ -516,15 +519,20 @@ class Run:
 
     def keeper(self, name: str, every: int, also: dict | None = None) -> Keeper:
         """What writes and finds the states of a stage, or of a part of it; see `resume.Keeper`."""
-        also = {**(also or {}), "clock": self.clock}
-        return Keeper(self.books / "resume", name, every, also, self.metrics)
+        lines = Lines(self.metrics, lambda line: _stage_of(line) == _stage_with(name))
+        also = {**(also or {}), "clock": self.clock, "metrics": lines}
+        return Keeper(self.books / "resume", name, every, also)
+
+    def forget_states(self) -> None:
+        """Remove the states of finished stages; another stage may have some of its own."""
+        forget(self.books / "resume", lambda name: _stage_with(name) in self.stages)
 
     def forget_unfinished(self) -> None:
-        """Remove files that were cut off while they were written, and `forget_lines`. (A state that
-        is resumed from brings its own.)"""
+        """Remove what was cut off in mid-writing, and all that no stage goes on from."""
         if processes.is_main():
             for path in self.folder.rglob(".*.tmp"):  # as write_atomically names them
                 path.unlink(missing_ok=True)
+            self.forget_states()
             self.forget_lines()
 
     def lines(self) -> list[bytes]:

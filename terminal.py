@@ -264,7 +264,7 @@ class StageDisplay:
             self.bars.remove_task(self.bar)
             self.bar = None
         if self.coming:  # no length is known yet: the bar pulses
-            self.bar = self.bars.add_task(self.coming.pop(0), total=None)
+            self.bar = self.bars.add_task(self.coming[0], total=None)
         self.step = -1
 
     def line(self, text: str) -> None:
@@ -272,8 +272,10 @@ class StageDisplay:
         self.last_line = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A stage is finished (stages end in order)."""
+        """A stage is finished: the line begins with its name."""
         self.line(text)
+        name = text.partition(":")[0]
+        self.coming = [stage for stage in self.coming if stage != name]
         self._next_bar()
 
     def progress(self, stage: str, step: int, steps: int, metrics: dict) -> None:

@@ -1,12 +1,14 @@
 """A second process beside the first: the same numbers, and neither loses what the other one had."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import cli
 import order
 import pipeline
 import processes
+import resume
 import runs
 import train
 from beside import Beside, SideRun, put_together, tidy
@@ -172,10 +175,8 @@ def needs_too_much(*_arguments) -> None:
 
 def hears(run: SideRun, names, say, progress) -> None:
     """Work that ends when it is asked to, and says so."""
-    import resume
-
     say("at work")
-    while not resume._stop.asked:
+    while not resume.asked_to_stop():
         time.sleep(0.01)
     (run.folder / "asked").touch()
     raise KeyboardInterrupt
@@ -199,7 +200,7 @@ def test_books_are_put_together(tmp_path):
         assert second.join() == ["filtered_bc: done (8 s)", "dream_bc: done (8 s)"]
     finally:
         second.close()
-    assert shown[0] == ("filtered_bc", 0, 1, {"loss": 0.5})
+    assert ("filtered_bc", 0, 1, {"loss": 0.5}) in shown
     assert list(run.stages) == ["demos", "filtered_bc", "simulator", "dream_bc"]
     assert json.loads((run.folder / "stages.json").read_text()) == run.stages
     assert run.ledger()["imagined_frames"] == 6 and not (run.folder / beside.FOLDER).exists()
@@ -271,6 +272,97 @@ def test_it_is_asked_to_end(tmp_path):
     second.close()
     assert (run.folder / "asked").exists() and not second.process.is_alive()
     assert second.process.pid not in processes.apart
+
+
+def waits(run: SideRun, *_arguments) -> None:
+    """Work that needs a stage which the first process never finishes."""
+    run.wait_for("simulator")
+
+
+def talks(run: SideRun, names, say, progress) -> None:
+    """Work that says more than a pipe holds."""
+    for number in range(100):
+        say(str(number) * 10_000)
+    (run.folder / "said").touch()
+
+
+@pytest.mark.parametrize("work", [waits, refuses, talks])
+def test_its_end_is_not_waited_for_in_vain(tmp_path, work):
+    """One that waits, that has met an error, or whose words nobody has read."""
+    run = new_run(tmp_path)
+    second = Beside(run, ["filtered_bc"], work, lambda *a: None)
+    while not (run.folder / beside.FOLDER).is_dir():  # its imports take a while
+        time.sleep(0.05)
+    time.sleep(1)
+    began = time.monotonic()
+    second.close()
+    assert time.monotonic() - began < beside.LAST_STEP - 5 and not second.process.is_alive()
+    assert (run.folder / "said").exists() == (work is talks)
+
+
+def test_ctrl_c_while_it_is_started(tmp_path, monkeypatch):
+    """It was kept back, comes when the process is there, and leaves none."""
+    started = []
+
+    @contextmanager
+    def kept_back():
+        yield
+        started.extend(multiprocessing.active_children())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(beside, "_signals_kept_back", kept_back)
+    with pytest.raises(KeyboardInterrupt):
+        Beside(new_run(tmp_path), ["filtered_bc"], tells, lambda *a: None)
+    assert started and not any(child.is_alive() for child in started)
+
+
+def state_of(run: runs.Run, name: str) -> None:
+    """Leave a state of a stage."""
+    run.clock = runs.Clock()
+    run.keeper(name, 1).write(1, {})
+
+
+def states(run: runs.Run) -> list[str]:
+    """Where the states of a run are."""
+    found = run.folder.rglob("resume/*.safetensors")
+    return sorted(path.relative_to(run.folder).as_posix() for path in found)
+
+
+def test_states_are_kept_when_one_process_takes_over_from_two(tmp_path):
+    """And the other way round; a stage that ends takes no other one's states along."""
+    run = new_run(tmp_path)
+    (run.folder / beside.FOLDER).mkdir()
+    side = SideRun(run.folder, DEBUG)
+    tells(side, ["filtered_bc"], lambda line: None, lambda *a: None)
+    state_of(side, "dream_bc")
+    state_of(run, "kinematics")
+    state_of(run, "simulator")
+    ours = [f"resume/{name}-1.safetensors" for name in ("dream_bc", "kinematics", "simulator")]
+    tidy(run, beside=True)
+    assert states(run) == ["beside/resume/dream_bc-1.safetensors", *ours[1:]]
+    tidy(run, beside=False)
+    assert states(run) == ours and "filtered_bc" in run.stages
+    second = Beside(run, ["dream_bc"], hears, lambda *a: None)
+    assert states(run) == ["beside/resume/dream_bc-1.safetensors", *ours[1:]]
+    second.close()
+    run.finish_stage("simulator", 1.0, 1.0, {"line": "made"})
+    put_together(run)
+    assert states(run) == ours[:1]
+    run.finish_stage("dream_bc", 1.0, 1.0, {"line": "made"})
+    assert not (run.folder / "resume").exists()
+
+
+def test_a_stage_that_a_person_took_out_stays_out(tmp_path):
+    """The second's books hold its own stages only."""
+    run = new_run(tmp_path)
+    (run.folder / beside.FOLDER).mkdir()
+    tells(SideRun(run.folder, DEBUG), ["filtered_bc"], lambda line: None, lambda *a: None)
+    books = json.loads((run.folder / beside.FOLDER / "stages.json").read_text())
+    assert list(books) == ["filtered_bc"]
+    (run.folder / "stages.json").write_text("{}")
+    run = runs.Run.open(run.folder)
+    put_together(run)
+    assert list(run.stages) == ["filtered_bc"]
 
 
 # ------------------------------------------------------------------------------------ when it pays

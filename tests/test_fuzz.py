@@ -5,9 +5,11 @@ Behind them stand single cases that were found, or that chance would hardly find
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,6 +234,32 @@ def test_one_cell_that_unfolds_is_refused_before_it_does(tmp_path, monkeypatch):
     monkeypatch.setattr(arrow_parquet.ParquetFile, "iter_batches", None)  # would fail if used
     with pytest.raises(BadEpisodes, match="says that it unfolds to far more"):
         formats.read(tmp_path / "theirs", size=16)
+
+
+def _read_with_every_byte_changed(path: Path) -> None:
+    """A process's work: a parquet file's footer, each of its bytes changed one after another."""
+    healthy = path.read_bytes()
+    length = int.from_bytes(healthy[-8:-4], "little")
+    for place in range(len(healthy) - 8 - length, len(healthy)):
+        for change in (0x01, 0x80, 0xFF):
+            spoiled = bytearray(healthy)
+            spoiled[place] ^= change
+            path.write_bytes(spoiled)
+            with suppress(BadEpisodes, MemoryError):
+                formats.parquet(path, ["task_index"], ("task",))
+
+
+@foreign
+def test_a_footer_with_any_byte_changed_ends_no_process(tmp_path):
+    """Some libraries abort where they should raise: nobody would be told anything."""
+    fuzzing.make_lerobot(tmp_path)
+    path = tmp_path / "theirs" / "meta" / "tasks.parquet"
+    child = multiprocessing.get_context("spawn").Process(
+        target=_read_with_every_byte_changed, args=(path,)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == 0
 
 
 @foreign

@@ -224,7 +224,10 @@ def test_the_last_two_states_and_a_damaged_one(tmp_path, capsys):
     (tmp_path / "policy-8.safetensors").write_bytes(b"half of a fi")
     assert Keeper(tmp_path, "policy", 4).steps == 0
     assert Keeper(tmp_path, "pol", 4).steps == 0  # that of another
-    resume.forget(tmp_path)
+    (tmp_path / "rl-1.safetensors").write_bytes(b"of another stage")
+    resume.forget(tmp_path, lambda name: name == "policy")
+    assert [path.name for path in tmp_path.iterdir()] == ["rl-1.safetensors"]
+    resume.forget(tmp_path, lambda name: name == "rl")
     assert not tmp_path.exists()
 
 
@@ -321,6 +324,11 @@ def test_metrics_are_set_back(tmp_path):
     keeper = run.keeper("rl", 1)
     keeper.restore()
     assert path.read_text() == kept
+    run.log(stage="filtered_bc", step=0, loss=1.0)  # by a second process, and put to the others
+    keeper = run.keeper("rl", 1)
+    keeper.restore()
+    stages = [json.loads(line)["stage"] for line in path.read_text().splitlines()]
+    assert stages == ["sft", "filtered_bc", "rl", "gauge"]
     assert run.clock.state()["seconds"] > 0.1 + run.clock.before["seconds"] > 0.1
     run.finish_stage("rl", 1.0, 1.0, {"line": "made by the test"})
     assert not (run.folder / "resume").exists()
