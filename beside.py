@@ -191,7 +191,7 @@ def tidy(run: Run, beside: bool) -> None:
     """What an earlier training has left: books of a second process go where the run has all of them
     already, and are put together with its own where no second process comes now (`beside`)."""
     books = run.folder / FOLDER
-    if not beside or ((books / "stages.json").is_file() and not _news(run)):
+    if not beside or (books.is_dir() and not _news(run)):
         put_together(run)
 
 

@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -220,7 +223,10 @@ def parquet(path: Path, columns: list[str], optional: tuple[str, ...] = (), most
             wanted = columns + [name for name in optional if name in there]
             file, batches = arrow_parquet.ParquetFile(path), []
             left = MOST_BYTES + path.stat().st_size
-            if unfolded(file.metadata) > left:  # a page is unfolded whole
+            # pyarrow ends the whole process where it is asked of a column with damaged statistics.
+            if not survived(partial(unfolded, file.metadata, wanted)):
+                raise OSError("what it says of its columns is damaged")
+            if unfolded(file.metadata, wanted) > left:  # a page is unfolded whole
                 raise OSError("it says that it unfolds to far more than its size")
             for batch in file.iter_batches(64, columns=wanted):
                 left, most = left - batch.nbytes, most - len(batch)
@@ -237,11 +243,25 @@ def parquet(path: Path, columns: list[str], optional: tuple[str, ...] = (), most
     )
 
 
-def unfolded(metadata) -> int:
-    """Bytes of the rows as the file's own footer tells them, a byte a value at least. (A column may
-    not be asked: pyarrow ends the whole process where one's statistics are damaged.)"""
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
-    return sum(max(group.total_byte_size, group.num_rows * group.num_columns) for group in groups)
+def unfolded(metadata, wanted: list[str]) -> int:
+    """Bytes of the wanted columns as the file's own footer tells them, a byte a value at least."""
+    size, starts = 0, tuple(f"{name}." for name in wanted)
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if f"{column.path_in_schema}.".startswith(starts):  # a list's is name.list.element
+                size += max(column.total_uncompressed_size, column.num_values, 0)
+    return size
+
+
+def survived(work: Callable[[], object]) -> bool:
+    """Whether a copy of this process comes through `work`, or ends in it as a library aborts."""
+    copy = os.fork()
+    if not copy:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its last words
+        with suppress(Exception):  # the same will be raised here
+            work()
+        os._exit(0)
+    return os.waitpid(copy, 0)[1] == 0
 
 
 def values(column, where: str | Path) -> list:

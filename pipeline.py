@@ -68,7 +68,9 @@ def side_stages(run: SideRun, names: list[str], say, progress) -> None:
             stage, number = round_of(name)
             if stage == "dream_bc":
                 run.wait_for(named("simulator", number))
-            if name not in run.stages:
+            if name in run.stages:
+                say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
+            else:
                 do_stage(run, real, name, say, progress)
 
 

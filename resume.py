@@ -154,7 +154,9 @@ class Keeper:
                 values[whose] = {k: x for k, x in content.items() if not is_tensor[k]}
             path = self.folder / f"{self.name}-{steps}.safetensors"
             write_tensors(path, tensors, json.dumps(values))
-            for old in self._files()[:-KEPT]:
+            files = self._files()
+            ours = files.index(path) + 1  # behind it: what was passed over
+            for old in files[: max(0, ours - KEPT)] + files[ours:]:
                 old.unlink()
         if _stop.asked:
             raise KeyboardInterrupt

@@ -281,7 +281,7 @@ class StageDisplay:
     def progress(self, stage: str, step: int, steps: int, metrics: dict) -> None:
         """Step `step` (from 0) of `steps` of a stage is done."""
         if self.bar is not None:
-            self.bars.update(self.bar, completed=step + 1, total=steps)
+            self.bars.update(self.bar, completed=step + 1, total=steps, description=stage)
         if stage.startswith("rl"):
             self.line(rl_line(step, steps, metrics))
             return

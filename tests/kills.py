@@ -108,7 +108,7 @@ def outcome(folder: Path) -> dict:
         "metrics": [without_times(json.loads(line)) for line in lines],
         "stages": without_times(json.loads((folder / "stages.json").read_text())),
         "left over": sorted(p.name for p in folder.rglob("*.tmp")) + sorted(
-            p.name for p in folder.glob("resume")
+            p.name for p in folder.iterdir() if p.name in ("resume", "beside")
         ),
     }  # fmt: skip
 

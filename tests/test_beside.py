@@ -352,6 +352,17 @@ def test_states_are_kept_when_one_process_takes_over_from_two(tmp_path):
     assert not (run.folder / "resume").exists()
 
 
+def test_all_processes_of_a_launched_run_know_what_is_finished(run, monkeypatch):
+    """The main one puts the books together after the others have read theirs."""
+    (run.folder / beside.FOLDER).mkdir()
+    tells(SideRun(run.folder, DEBUG), ["filtered_bc"], lambda line: None, lambda *a: None)
+    other, said = runs.Run.open(run.folder), []
+    monkeypatch.setattr(processes, "is_main", lambda: False)
+    monkeypatch.setattr(processes, "wait", lambda: put_together(run))
+    pipeline.train(other, said.append, lambda *a: None, until="filtered_bc")
+    assert len(said) == 4 and all("done already" in line for line in said)
+
+
 def test_a_stage_that_a_person_took_out_stays_out(tmp_path):
     """The second's books hold its own stages only."""
     run = new_run(tmp_path)

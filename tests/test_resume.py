@@ -222,7 +222,11 @@ def test_the_last_two_states_and_a_damaged_one(tmp_path, capsys):
     assert "policy-11.safetensors: damaged (its checksum is another)" in said[0]
     assert said[1] == "policy goes on after step 8"
     (tmp_path / "policy-8.safetensors").write_bytes(b"half of a fi")
-    assert Keeper(tmp_path, "policy", 4).steps == 0
+    anew = Keeper(tmp_path, "policy", 4)
+    assert anew.steps == 0
+    anew.write(4, {})  # takes the place of what was passed over
+    assert [path.name for path in anew._files()] == ["policy-4.safetensors"]
+    (tmp_path / "policy-4.safetensors").unlink()
     assert Keeper(tmp_path, "pol", 4).steps == 0  # that of another
     (tmp_path / "rl-1.safetensors").write_bytes(b"of another stage")
     resume.forget(tmp_path, lambda name: name == "policy")
