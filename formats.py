@@ -21,7 +21,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -257,10 +256,11 @@ def survived(work: Callable[[], object]) -> bool:
     """Whether a copy of this process comes through `work`, or ends in it as a library aborts."""
     copy = os.fork()
     if not copy:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its last words
-        with suppress(Exception):  # the same will be raised here
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its last words
             work()
-        os._exit(0)
+        finally:  # what was raised will be raised here again
+            os._exit(0)
     return os.waitpid(copy, 0)[1] == 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pair_runs
 import pytest
 from test_report import assert_one_line, in_process
 from trees import tree
@@ -52,7 +53,7 @@ def test_a_run_that_is_added_is_summed_up(results, tmp_path):
         ({"tasks": ("coffee-push", "dial-turn")}, ("not of the preset cpu (tasks: ", "report")),
         ({"rounds": 2}, ("(rounds: saved 2, expected 1)", "report")),
         (
-            {"policy": preset("cpu").policy},
+            {"reflector": preset("cpu").reflector},
             ("narrow: saved True, expected False", "--out of their"),
         ),
         ({"seed": 0}, ("its seed 0 is among the reported runs", "dream-0.json", "delete")),
@@ -150,3 +151,13 @@ def test_spoiled_screening_and_experts(tmp_path, monkeypatch):
         Path("expert.json").write_text(text)
         told = in_process("expert", "--tasks", "reach", "--out", "expert.json")
         assert_one_line(told, "expert.json", "not readable", "another --out")
+
+
+def test_pairs_of_runs_are_those_of_the_committed_ones():
+    """What the narrower networks cost: `tests/pair_runs.py` over both sets of runs."""
+    stored = json.loads((RESULTS / "narrow_pairs.json").read_text())
+    assert pair_runs.compare(RESULTS / "runs", RESULTS / "narrow" / "runs") == stored["figures"]
+    assert {row["n"] for row in stored["figures"].values()} == {6}
+    sft = stored["figures"]["success, sft"]
+    assert sft["difference"] == pytest.approx(sum(sft["each"]) / 6, abs=1e-3)
+    assert sft["low"] < sft["difference"] < sft["high"]
