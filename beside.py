@@ -24,7 +24,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -95,7 +95,7 @@ class Beside:
         self.run, self.progress = run, progress
         self.lines: list[str] = []
         self.ended = False
-        move_states(run, names, run.folder / FOLDER)
+        move_states(names, run.folder, run.folder / FOLDER)
         context = multiprocessing.get_context("spawn")  # a fork of torch's threads would hang
         self.pipe, theirs = context.Pipe()
         arguments = (theirs, (run.folder, run.config, run.device), names, work)
@@ -174,30 +174,24 @@ def put_together(run: Run, waited: float = 0.0) -> None:
         both = {**run.stages, **found}
         run.stages = {name: both[name] for name in stages_of(run.config) if name in both}
         run.write_stages()
-    move_states(run, list(stages_of(run.config)), run.folder)
+    move_states(stages_of(run.config), second.books, run.folder)
     shutil.rmtree(second.books)
 
 
-def move_states(run: Run, names: list[str], to: Path) -> None:
-    """States of stages that are not finished go to where they will be looked for: the run's own
-    `resume/`, or that of its second process, from the other one."""
-    for books in {run.folder, run.folder / FOLDER} - {to}:
-        for path in resume.of_states(books / "resume", lambda name: name in names):
-            (to / "resume").mkdir(parents=True, exist_ok=True)
-            os.replace(path, to / "resume" / path.name)
+def move_states(names: Sequence[str], books: Path, to: Path) -> None:
+    """States of stages that are not finished go from the `resume/` of one process to that of the
+    other, which will look for them."""
+    for path in resume.of_states(books / "resume", lambda name: name in names):
+        (to / "resume").mkdir(parents=True, exist_ok=True)
+        os.replace(path, to / "resume" / path.name)
 
 
 def tidy(run: Run, beside: bool) -> None:
     """What an earlier training has left: books of a second process go where the run has all of them
     already, and are put together with its own where no second process comes now (`beside`)."""
     books = run.folder / FOLDER
-    if not beside or (books.is_dir() and not _news(run)):
+    if not beside or (books.is_dir() and not SideRun(run.folder, run.config).own()):
         put_together(run)
-
-
-def _news(run: Run) -> set[str]:
-    """Stages that a second process has finished and the run does not know of."""
-    return set(SideRun(run.folder, run.config).own())
 
 
 @contextmanager

@@ -48,11 +48,9 @@ def train(
                     if theirs:
                         real.rest()
                         second = Beside(run, theirs, side_stages, progress)
-                if name in run.stages:
-                    say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
-                elif second is None or stage in MEANWHILE:
+                if name in run.stages or second is None or stage in MEANWHILE:
                     with half_the_cores() if beside and stage in MEANWHILE else nullcontext():
-                        do_stage(run, real, name, say, _heard(progress, second))
+                        _unless_done(run, real, name, say, _heard(progress, second))
             if second:
                 _join(second, say)
                 second = None
@@ -68,10 +66,15 @@ def side_stages(run: SideRun, names: list[str], say, progress) -> None:
             stage, number = round_of(name)
             if stage == "dream_bc":
                 run.wait_for(named("simulator", number))
-            if name in run.stages:
-                say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
-            else:
-                do_stage(run, real, name, say, progress)
+            _unless_done(run, real, name, say, progress)
+
+
+def _unless_done(run: Run, real: RealWorkers, name: str, say, progress) -> None:
+    """A stage, or a line that says it is finished."""
+    if name in run.stages:
+        say(f"{name}: done already ({run.stages[name]['seconds']:.0f} s)")
+    else:
+        do_stage(run, real, name, say, progress)
 
 
 def _heard(progress, second: Beside | None):

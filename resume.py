@@ -176,6 +176,11 @@ class Keeper:
         return main
 
 
+def lines_of(path: Path) -> list[bytes]:
+    """A log's lines, each with its end; none where there is no log yet."""
+    return path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+
+
 class Lines:
     """The lines of a log that some work has added: set back with its states, and others stay."""
 
@@ -183,22 +188,16 @@ class Lines:
         """ours(line): whether it is of this work."""
         self.path, self.ours = path, ours
 
-    def _parted(self) -> tuple[bytes, bytes]:
-        """(ours, those of others)"""
-        there = self.path.read_bytes() if self.path.is_file() else b""
-        lines = there.splitlines(keepends=True)
-        ours = [line for line in lines if self.ours(line)]
-        others = [line for line in lines if not self.ours(line)]
-        return b"".join(ours), b"".join(others)
-
     def state(self) -> dict:
         """Ours, as text: they are ASCII."""
-        return {"lines": self._parted()[0].decode(errors="replace")}
+        ours = [line for line in lines_of(self.path) if self.ours(line)]
+        return {"lines": b"".join(ours).decode(errors="replace")}
 
     def set_state(self, state: dict) -> None:
         """Ours are those of the state again, and come last."""
         if processes.is_main():
-            write_atomically(self.path, self._parted()[1] + state["lines"].encode())
+            others = [line for line in lines_of(self.path) if not self.ours(line)]
+            write_atomically(self.path, b"".join(others) + state["lines"].encode())
 
 
 def of_states(folder: Path, which: Callable[[str], bool]) -> list[Path]:

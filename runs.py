@@ -43,7 +43,7 @@ from policy import Policy, PolicyConfig
 from ppo import PLAIN, LoopConfig
 from pretrained import PretrainedConfig, check
 from reflector import Reflector, ReflectorConfig
-from resume import Keeper, Lines, forget
+from resume import Keeper, Lines, forget, lines_of
 from simulator import Simulator, SimulatorConfig
 from tasks import DEFAULT_SUITE, METAWORLD, EnvConfig, check_fixed_starts, check_tasks, robot_of
 from vlm import LIBERO_VOCABULARY
@@ -534,7 +534,7 @@ class Run:
 
     def lines(self) -> list[bytes]:
         """Of metrics.jsonl."""
-        return self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.is_file() else []
+        return lines_of(self.metrics)
 
     def forget_lines(self) -> None:
         """Remove from metrics.jsonl what is spoiled, or of a stage that did not finish."""

@@ -17,46 +17,35 @@ sys.path.insert(0, str(ROOT))
 
 
 def figures(record: dict) -> dict[str, float]:
-    """What is compared: shares as percentages, the areas under curves as they are."""
-    stages = record["stages"]
-    results, found = stages["evaluate"]["results"], stages["evaluate"]["agreement"]
-    oracle = {name: 100 * results[name]["oracle"]["mean"] for name in results}
-    told = {f"success, {name}": value for name, value in oracle.items()}
-    stopped = {name: 100 * results[name]["reflector"]["mean"] for name in ("filtered_bc", "policy")}
-    told |= {f"success with the reflector's stop, {name}": x for name, x in stopped.items()}
-    told["gain over SFT"] = oracle["policy"] - oracle["sft"]
-    told["gain without the oracle"] = stopped["policy"] - 100 * results["sft"]["none"]["mean"]
-    told |= {name: 100 * found[name]["share"] for name in ("agreement", "hallucinated", "missed")}
-    told["kappa"] = found["kappa"]
-    told["AUROC"] = stages["reflector"]["reflector_auroc"]
-    told["AUROC on dreams"] = stages["reflector"]["generated"]["reflector_auroc"]
-    for depth in ("1", "5", "last"):
-        told[f"PSNR {depth}"] = stages["simulator"][f"sim_psnr_{depth}"]
-    return told
+    """What a run comes to by itself, by the names of summary.json."""
+    from summary import _sums
+
+    values = {name: entry["value"] for name, entry in _sums([record]).items()}
+    return {name: x for name, x in values.items() if isinstance(x, float)}  # no bound, no seeds
 
 
 def compare(old: Path, new: Path) -> dict[str, dict]:
     """{figure: {"old", "new", "difference", "low", "high", "n", "each": differences}}"""
     from evaluate import mean_interval
 
-    names = sorted({p.name for p in old.glob("*.json")} & {p.name for p in new.glob("*.json")})
     pairs = [
-        [figures(json.loads((folder / name).read_text())) for folder in (old, new)]
-        for name in names
-        if name.startswith("dream-")
+        [figures(json.loads((folder / path.name).read_text())) for folder in (old, new)]
+        for path in sorted(old.glob("dream-*.json"))
+        if (new / path.name).is_file()
     ]
-    rows = {}
+    rows: dict[str, dict] = {}
     for what in pairs[0][0]:
-        values = [[figure[what] for figure in pair] for pair in pairs]
-        each = [after - before for before, after in values]
-        mean, low, high = mean_interval(each)
-        means = [sum(column) / len(values) for column in zip(*values, strict=True)]
+        if not all(what in run for pair in pairs for run in pair):
+            continue  # time and memory, which few runs had the whole machine for
+        before, after = ([run[what] for run in runs] for runs in zip(*pairs, strict=True))
+        each = [b - a for a, b in zip(before, after, strict=True)]
+        mean, low, high = (round(x, 4) for x in mean_interval(each))
         rows[what] = {
-            name: round(x, 4)
-            for name, x in zip(
-                ("old", "new", "difference", "low", "high"), (*means, mean, low, high), strict=True
-            )
-        } | {"n": len(each), "each": [round(x, 4) for x in each]}
+            "old": round(sum(before) / len(before), 4),
+            "new": round(sum(after) / len(after), 4),
+            "difference": mean, "low": low, "high": high,
+            "n": len(each), "each": [round(x, 4) for x in each],
+        }  # fmt: skip
     return rows
 
 

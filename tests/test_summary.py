@@ -158,6 +158,6 @@ def test_pairs_of_runs_are_those_of_the_committed_ones():
     stored = json.loads((RESULTS / "narrow_pairs.json").read_text())
     assert pair_runs.compare(RESULTS / "runs", RESULTS / "narrow" / "runs") == stored["figures"]
     assert {row["n"] for row in stored["figures"].values()} == {6}
-    sft = stored["figures"]["success, sft"]
+    sft = stored["figures"]["sft_success"]
     assert sft["difference"] == pytest.approx(sum(sft["each"]) / 6, abs=1e-3)
     assert sft["low"] < sft["difference"] < sft["high"]
